@@ -1,0 +1,18 @@
+"""Numeric policy: parameters and losses in float32, towers optionally in bfloat16."""
+
+import jax.numpy as jnp
+from jax import lax
+
+HIGHEST = lax.Precision.HIGHEST
+"""For products whose equality with a reference matters; accelerators round f32 inputs otherwise."""
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of the towers' matrix products, from the config's `dtype`.
+
+    Raises:
+      ValueError: neither "float32" nor "bfloat16" (float16 would need loss scaling).
+    """
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is 'float32' or 'bfloat16', not {name!r}.")
+    return jnp.dtype(name)

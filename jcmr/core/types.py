@@ -1,0 +1,118 @@
+"""The contract: a cross-modal retrieval system is four pure functions, and what surrounds them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+"""Linen collections: `params`, and mutable ones such as `batch_stats`."""
+Batch = Mapping[str, Any]
+"""Arrays that share their leading axis: per device inside a step, per host outside."""
+Embedding = Any
+"""A pytree whose leaves share the leading axis n: everything a score needs of an item."""
+
+
+class Term(NamedTuple):
+    """One part of the objective, unreduced: the objective is the sum of `weight * sum / count`.
+
+    `sum` and `count` are those of this device; the train step adds them up over devices before it
+    divides, so that masks, padding and uneven shards never bias a mean. A term of weight 0 is only
+    reported.
+    """
+
+    sum: Array | float
+    count: Array | float = 1.0
+    weight: float = 1.0
+
+
+Terms = Mapping[str, Term]
+
+
+class Task(NamedTuple):
+    """A retrieval system as four pure functions; trainer, evaluator and scorer know nothing else.
+
+    `axis` is the name of the mapped device axis, or None on one device. `key` is the same on all
+    devices; draw noise through `parallel.example_keys`, so that results do not depend on how many
+    devices share a batch. Terms hold this device's share of the objective.
+    """
+
+    init: Callable[[Array, Batch], Variables]
+    """(key, batch) -> variables."""
+    loss: Callable[[Variables, Batch, Array, str | None], tuple[Terms, Mapping[str, Any]]]
+    """(variables, batch, key, axis) -> (terms, new values of the mutable collections)."""
+    encode: Mapping[str, Callable[[Variables, Batch], Embedding]]
+    """modality -> (variables, inputs) -> embedding; computed once per item."""
+    score: Callable[[Variables, Embedding, Embedding], Array]
+    """(variables, query, gallery) -> scores [q, g], higher is better.
+
+    Symmetric systems do not care which side is the query. Others are always called with the
+    modality that `encode` lists first as `query`; the evaluator transposes.
+    """
+
+
+class RandomAccess(Protocol):
+    """A sequence of examples that can be read in any order, each a dict of numpy arrays."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]:
+        """Example `index`; all examples have the same keys, shapes and dtypes."""
+        ...
+
+
+class Relevance(NamedTuple):
+    """Which query matches which gallery item, computed tile by tile so that n x m is never held.
+
+    `match(rows[i], columns[j])` is the boolean matrix of a tile; it is traced inside jit.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    match: Callable[[Array, Array], Array]
+
+
+class RetrievalSplit(NamedTuple):
+    """What an evaluator needs of a data split: two galleries and who matches whom."""
+
+    name: str
+    items: Mapping[str, RandomAccess]
+    """modality -> its items, in the order query modality (rows), gallery modality (columns)."""
+    relevance: Mapping[str, Relevance]
+    """name -> relation, for instance `own` (the caption was written for the image) or `exact`."""
+    extras: Mapping[str, Any] = {}
+    """What reports may use: raw captions, image ids, folds."""
+
+
+class Source(Protocol):
+    """A data set: its training examples and the splits to retrieve in."""
+
+    info: Mapping[str, int]
+    """Sizes that a model takes from the data (`vocab_size`, `feature_dim`, `num_classes`)."""
+    train: RandomAccess
+
+    def retrieval(self, split: str) -> RetrievalSplit:
+        """The galleries of `split` ("dev" or "test")."""
+        ...
+
+
+def same_id(row_ids: Sequence[int] | np.ndarray, column_ids: Sequence[int] | np.ndarray):
+    """Relevance by equal integer ids: own pairs (image ids) or classes (labels)."""
+    return Relevance(
+        np.asarray(row_ids, np.int32),
+        np.asarray(column_ids, np.int32),
+        lambda rows, columns: rows[:, None] == columns[None, :],
+    )
+
+
+def by_matrix(matrix: np.ndarray) -> Relevance:
+    """Relevance given as a boolean matrix [n, m]."""
+    return Relevance(
+        np.asarray(matrix, bool),
+        np.arange(matrix.shape[1], dtype=np.int32),
+        lambda rows, columns: rows[:, columns],
+    )

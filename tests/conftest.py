@@ -1,0 +1,38 @@
+"""Eight host devices and exact products in every test; goldens found by file name prefix."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+GOLDEN_DIR = Path(os.environ.get("JCMR_GOLDEN_DIR", Path(__file__).parent / "golden"))
+
+
+def golden_cases(system: str, prefix: str) -> list[Path]:
+    """The golden files `<system>/<prefix>*.npz`, sorted by name."""
+    return sorted((GOLDEN_DIR / system).glob(f"{prefix}*.npz"))
+
+
+def load_golden(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a golden file."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc):
+    """Fills the argument `golden` from the marker `golden_prefix(system, prefix, ...)`."""
+    marker = metafunc.definition.get_closest_marker("golden")
+    if marker and "golden" in metafunc.fixturenames:
+        system, *prefixes = marker.args
+        cases = [path for prefix in prefixes for path in golden_cases(system, prefix)]
+        metafunc.parametrize("golden", cases, ids=lambda path: path.stem)
+
+
+def pytest_configure(config: pytest.Config):
+    """Declares the marker that parametrizes a test over golden files."""
+    config.addinivalue_line("markers", "golden(system, *prefixes): run on each golden file")
