@@ -1,0 +1,141 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint holds the state, the loader's position, the configuration and the metrics of its step.
+It is written in the background, becomes visible only when complete, and can be restored on another
+number of devices.
+"""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import checkpoint_managers
+
+from jcmr.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last ones, and the best by `best_metric`."""
+
+    def __init__(self, folder: str | Path, keep: int = 2, best_metric: str = ""):
+        """Opens (or creates) `folder`; keeps the last `keep` steps and the best one."""
+        self.folder = Path(folder).absolute()
+        self.best_metric = best_metric
+        policies: list[Any] = [checkpoint_managers.LatestN(n=keep)]
+        if best_metric:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=("state", "loader", "config"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
+                create=True,
+            ),
+        )
+
+    def save(
+        self,
+        state: TrainState,
+        loader: Mapping[str, Any],
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts to write the state of step `state.step`; returns before it is on disk.
+
+        Raises:
+          OSError: the disk is full; names the last good checkpoint.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        metrics = metrics if metrics and self.best_metric in metrics else None
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    loader=ocp.args.JsonSave(dict(loader)),
+                    config=ocp.args.JsonSave(dict(config)),
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+        except OSError as error:
+            raise self._explain(error, step) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises what went wrong in the background."""
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise self._explain(error, None) from error
+
+    def close(self) -> None:
+        """Finishes pending writes and releases the folder."""
+        self.wait()
+        self._manager.close()
+
+    def _explain(self, error: OSError, step: int | None) -> OSError:
+        what = "A checkpoint" if step is None else f"The checkpoint of step {step}"
+        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        last = self._manager.latest_step()
+        good = "There is no earlier one." if last is None else f"The last good one is step {last}."
+        return OSError(error.errno, f"{what} could not be written to {self.folder}: {why}. {good}")
+
+    def latest(self) -> int | None:
+        """Step of the last complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Step of the best complete checkpoint by the best metric, else the latest."""
+        if not self.best_metric:
+            return self.latest()
+        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scored = [(values[self.best_metric], step) for step, values in metrics.items() if values]
+        return max(scored)[1] if scored else self.latest()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster has announced that this run is about to be stopped."""
+        return self._manager.reached_preemption(step)
+
+    def restore(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict, dict]:
+        """(state, loader position, config) of `step`, placed on the devices of `mesh`.
+
+        `like` has the structure, shapes and dtypes that are expected (arrays or their shapes).
+
+        Raises:
+          ValueError: the checkpoint is damaged or was made by another model.
+        """
+        sharding = NamedSharding(mesh, PartitionSpec())
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+        )
+        others = [s for s in self._manager.all_steps() if s != step]
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target),
+                    loader=ocp.args.JsonRestore(),
+                    config=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:
+            hint = f"resume from step {max(others)}" if others else "start again"
+            raise ValueError(
+                f"The checkpoint {self.folder / str(step)} cannot be restored: it is damaged or "
+                f"belongs to another model ({str(error).splitlines()[0][:200]}). Check the config, "
+                f"or delete that folder to {hint}."
+            ) from error
+        return found["state"], found["loader"], found["config"]

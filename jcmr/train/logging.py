@@ -1,0 +1,89 @@
+"""Where the numbers of a run go: metrics.jsonl (the source of truth), TensorBoard, the terminal."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes `content` as JSON, atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class RunLog:
+    """Appends records {step, split, name: value, ...} to a run's metrics.jsonl and TensorBoard."""
+
+    def __init__(self, workdir: Path, resumed_at: int = 0):
+        """Opens the log; records after step `resumed_at` belong to work that was lost, and go."""
+        self.path = workdir / "metrics.jsonl"
+        kept = [r for r in read_records(self.path) if r["step"] <= resumed_at]
+        temporary = self.path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        temporary.replace(self.path)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Adds one record."""
+        values = {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person would say them: 42s, 3m20s, 2h05m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Rate and remaining time of a run, measured since the first call of `line`."""
+
+    def __init__(self, last_step: int, batch_size: int):
+        """Counts towards `last_step`, with `batch_size` examples a step."""
+        self._last, self._batch = last_step, batch_size
+        self._mark: tuple[int, float] | None = None
+        self.rate = 0.0
+
+    def start(self, step: int) -> None:
+        """(Re)starts the clock at `step`, leaving compilation or evaluation out of the rate."""
+        self._mark = (step, time.monotonic())
+
+    def line(self, step: int, values: Mapping[str, float]) -> str:
+        """One line: step, loss, examples/s, time left."""
+        begin, since = self._mark or (step, time.monotonic())
+        elapsed = time.monotonic() - since
+        if step > begin:
+            self.rate = (step - begin) * self._batch / elapsed
+        left = clock((self._last - step) * self._batch / self.rate) if self.rate else "?"
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return f"step {step}/{self._last}  {terms}  {self.rate:.0f} examples/s  {left} left"
