@@ -1,0 +1,31 @@
+"""Frozen region or grid features as the image: projected, not computed."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from jcmr.core.types import Array
+from jcmr.models.encoders.pie import dropout
+
+
+class Regions(nn.Module):
+    """Scales each region to unit length if asked, drops entries, and projects it if asked.
+
+    Detectors and classifiers give features of very different scales; without a projection
+    (`features=0`) the regions go on as they are.
+    """
+
+    features: int = 0
+    normalise: bool = False
+    dropout_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, regions: Array, keys: Array | None = None) -> Array:
+        """regions [b, r, d], keys [b] for dropout -> [b, r, features or d]."""
+        if self.normalise:
+            regions = unit_length(regions)
+        regions = dropout(regions, self.dropout_rate, keys, site=1)
+        if self.features:
+            regions = nn.Dense(self.features, dtype=self.dtype, name="project")(regions)
+        return regions

@@ -1,0 +1,49 @@
+"""Softmax attention over a set, with masks that leave no NaN behind."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jcmr.core.types import Array
+
+
+def masked_softmax(logits: Array, mask: Array | None = None, axis: int = -1) -> Array:
+    """Softmax over the real entries of `axis`; others get weight 0 and no gradient.
+
+    Args:
+      logits: any shape; reduced in at least float32.
+      mask: broadcastable to logits, True = real; None = all are.
+      axis: the axis that sums to 1, or to 0 where nothing is real.
+
+    Returns:
+      Weights in [0, 1], of at least float32.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    real = jnp.ones(logits.shape, bool) if mask is None else jnp.broadcast_to(mask, logits.shape)
+    lowest = jnp.finfo(logits.dtype).min
+    top = jnp.max(jnp.where(real, logits, lowest), axis=axis, keepdims=True)
+    weights = jnp.where(real, jnp.exp(jnp.where(real, logits - lax.stop_gradient(top), 0.0)), 0.0)
+    total = jnp.sum(weights, axis=axis, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
+
+
+def attention_pool(logits: Array, values: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Weighted means of a set, one per head.
+
+    Args:
+      logits: [b, t, k], one attention per head k.
+      values: [b, t, d].
+      mask: [b, t], True = real.
+
+    Returns:
+      (means [b, k, d] in the dtype of `values`, weights [b, t, k]).
+    """
+    weights = masked_softmax(logits, None if mask is None else mask[..., None], axis=1)
+    return jnp.einsum("btk,btd->bkd", weights.astype(values.dtype), values), weights
+
+
+def masked_mean(values: Array, mask: Array | None = None) -> Array:
+    """Mean of [b, t, d] over the real t, [b, d]; 0 where nothing is real."""
+    if mask is None:
+        return jnp.mean(values, axis=1)
+    real = mask[..., None].astype(values.dtype)
+    return jnp.sum(jnp.where(mask[..., None], values, 0), axis=1) / jnp.maximum(real.sum(axis=1), 1)
