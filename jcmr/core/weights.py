@@ -25,7 +25,7 @@ def save_weights(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(dict(tree), sep="/")
-    arrays = {name: np.ascontiguousarray(jax.device_get(x)) for name, x in flat.items()}
+    arrays = {name: np.asarray(jax.device_get(x), order="C") for name, x in flat.items()}
     part = path.with_name(path.name + ".part")
     save_file(arrays, part)
     os.replace(part, path)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcmr.core.types import Array
+from jcmr.ops.attention import masked_mean
 
 
 def uniform_init(bound: float):
@@ -78,7 +79,7 @@ class BiGRU(nn.Module):
             return state, state
 
         start = jnp.zeros_like(projected[0, ..., :size])
-        ends, states = lax.scan(step, start, (projected, real), unroll=4)
+        ends, states = lax.scan(step, start, (projected, real))
         states = flip_backward(jnp.where(real, states, 0))
         return pair_directions(states.transpose(1, 2, 0, 3)), pair_directions(ends)
 
@@ -93,10 +94,25 @@ def pair_directions(x: Array) -> Array:
     return jnp.concatenate([x[0], x[1]], axis=-1)
 
 
-def states_at_last_word(states: Array, mask: Array) -> Array:
-    """States [b, t, d] at each row's last real word, [b, d].
+def read_out(states: Array, ends: Array, mask: Array, how: str) -> Array:
+    """One vector per text from what `BiGRU` returned, [b, d].
 
-    The readout of PVSE and PCME: the backward half has seen nothing but the last word there.
+    Args:
+      states: [b, t, d].
+      ends: [b, d].
+      mask: [b, t].
+      how: "ends", each direction after its last word; "mean" of the states; "last_word", both
+        directions at the last word. The last is what PVSE and PCME do, although the backward half
+        has seen nothing but one word there.
+
+    Raises:
+      ValueError: another `how`.
     """
-    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+    if how == "ends":
+        return ends
+    if how == "mean":
+        return masked_mean(states, mask)
+    if how == "last_word":
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+    raise ValueError(f"readout is 'ends', 'mean' or 'last_word', not {how!r}.")

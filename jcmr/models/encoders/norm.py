@@ -45,3 +45,11 @@ class BatchNorm(nn.Module):
         factor = scale * lax.rsqrt(var + self.eps)
         offset = bias - mean * factor
         return (x * factor + offset).astype(x.dtype)
+
+
+def unit_length(x: Array) -> Array:
+    """X / max(|x|, 1e-12) along the last axis, in at least float32; 0 at 0."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    positive = squared > 1e-24
+    return jnp.where(positive, x * lax.rsqrt(jnp.where(positive, squared, 1.0)), 0.0)

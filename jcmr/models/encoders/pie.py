@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jcmr.core.types import Array
-from jcmr.models.encoders.gru import BiGRU, states_at_last_word, uniform_init
+from jcmr.models.encoders.gru import BiGRU, read_out, uniform_init
 from jcmr.ops.attention import attention_pool
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -39,6 +39,12 @@ def torch_dense(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
+def scale_dense(features: int, start: float, dtype: Any) -> nn.Dense:
+    """The linear layer "fc" of an uncertainty head, with the bias that it starts from."""
+    init = nn.initializers.constant(start)
+    return nn.Dense(features, dtype=dtype, kernel_init=XAVIER, bias_init=init, name="fc")
+
+
 class SelfAttention(nn.Module):
     """Attention of a set with itself: softmax over t of w2 tanh(w1 x) (Lin et al., ICLR 2017)."""
 
@@ -47,7 +53,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """x [b, t, d], mask [b, t] -> (means [b, k, d], weights [b, t, k])."""
+        """X [b, t, d], mask [b, t] -> (means [b, k, d], weights [b, t, k])."""
         hidden = nn.Dense(
             x.shape[-1] // 2, use_bias=False, dtype=self.dtype, kernel_init=XAVIER, name="w_1"
         )(x)
@@ -91,18 +97,20 @@ class PIENet(nn.Module):
 
 
 class ImageUncertainty(nn.Module):
-    """U(x) = fc(attention-weighted mean) + fc2(mean): an unbounded log scale per dimension."""
+    """U(x) = fc(attention-weighted mean) + fc2(mean): an unbounded log scale per dimension.
+
+    `start` is the first bias, the log scale that training starts from.
+    """
 
     features: int
+    start: float = 0.0
     dtype: Any = None
 
     @nn.compact
-    def __call__(
-        self, pooled: Array, x: Array, mask: Array | None = None
-    ) -> tuple[Array, Array]:
-        """pooled [b, d], x [b, t, d] -> (log scale [b, features], attention [b, t, 1])."""
+    def __call__(self, pooled: Array, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Pooled [b, d], x [b, t, d] -> (log scale [b, features], attention [b, t, 1])."""
         mean, attention = SelfAttention(dtype=self.dtype, name="attention")(x, mask)
-        out = nn.Dense(self.features, dtype=self.dtype, kernel_init=XAVIER, name="fc")(mean[:, 0])
+        out = scale_dense(self.features, self.start, self.dtype)(mean[:, 0])
         out = out + torch_dense(self.features, pooled.shape[-1], self.dtype, "fc2")(pooled)
         return out, attention
 
@@ -111,13 +119,14 @@ class TextUncertainty(nn.Module):
     """U(x) = fc(attention-weighted mean of the words) + the readout of a GRU of its own."""
 
     features: int
-    readout_last_word: bool = False
+    readout: str = "ends"
+    start: float = 0.0
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
-        """x [b, t, d], mask [b, t] -> (log scale [b, features], attention [b, t, 1])."""
+        """X [b, t, d], mask [b, t] -> (log scale [b, features], attention [b, t, 1])."""
         mean, attention = SelfAttention(dtype=self.dtype, name="attention")(x, mask)
-        out = nn.Dense(self.features, dtype=self.dtype, kernel_init=XAVIER, name="fc")(mean[:, 0])
+        out = scale_dense(self.features, self.start, self.dtype)(mean[:, 0])
         states, ends = BiGRU(self.features // 2, self.dtype, name="rnn")(x, mask)
-        return out + (states_at_last_word(states, mask) if self.readout_last_word else ends), attention
+        return out + read_out(states, ends, mask, self.readout), attention

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from jcmr.core.types import Array
+from jcmr.models.encoders.norm import unit_length
 from jcmr.models.encoders.pie import dropout
 
 
@@ -22,7 +23,7 @@ class Regions(nn.Module):
 
     @nn.compact
     def __call__(self, regions: Array, keys: Array | None = None) -> Array:
-        """regions [b, r, d], keys [b] for dropout -> [b, r, features or d]."""
+        """Regions [b, r, d], keys [b] for dropout -> [b, r, features or d]."""
         if self.normalise:
             regions = unit_length(regions)
         regions = dropout(regions, self.dropout_rate, keys, site=1)

@@ -1,0 +1,125 @@
+"""How tensors of torch state dicts become variables: a rule per leaf, and nothing left over."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from jcmr.core.types import Variables
+
+Path = tuple[str, ...]
+
+
+class Rule(NamedTuple):
+    """One leaf of our variables: the tensors it is made of, and how."""
+
+    names: tuple[str, ...]
+    build: Callable[..., np.ndarray]
+
+
+Rules = Mapping[Path, Rule]
+
+
+def copied(name: str) -> Rule:
+    """The tensor as it is."""
+    return Rule((name,), np.asarray)
+
+
+def linear(path: Path, name: str, bias: bool = True) -> dict[Path, Rule]:
+    """nn.Linear: weight [out, in] -> kernel [in, out]."""
+    rules = {("params", *path, "kernel"): Rule((f"{name}.weight",), np.transpose)}
+    if bias:
+        rules["params", *path, "bias"] = copied(f"{name}.bias")
+    return rules
+
+
+def convolution(path: Path, name: str) -> dict[Path, Rule]:
+    """nn.Conv2d without bias: weight [out, in, h, w] -> kernel [h, w, in, out]."""
+    rule = Rule((f"{name}.weight",), lambda w: np.transpose(w, (2, 3, 1, 0)))
+    return {("params", *path, "kernel"): rule}
+
+
+def layer_norm(path: Path, name: str) -> dict[Path, Rule]:
+    """nn.LayerNorm."""
+    return {
+        ("params", *path, "scale"): copied(f"{name}.weight"),
+        ("params", *path, "bias"): copied(f"{name}.bias"),
+    }
+
+
+def batch_norm(path: Path, name: str) -> dict[Path, Rule]:
+    """nn.BatchNorm: weights and running statistics."""
+    return {
+        **layer_norm(path, name),
+        ("batch_stats", *path, "mean"): copied(f"{name}.running_mean"),
+        ("batch_stats", *path, "var"): copied(f"{name}.running_var"),
+    }
+
+
+def bigru(path: Path, name: str) -> dict[Path, Rule]:
+    """nn.GRU, one layer, both directions: stacked, and weights transposed."""
+
+    def both(tensor: str, turn: bool) -> Rule:
+        def build(*directions: np.ndarray) -> np.ndarray:
+            return np.stack([np.transpose(x) if turn else x for x in directions])
+
+        return Rule((f"{name}.{tensor}_l0", f"{name}.{tensor}_l0_reverse"), build)
+
+    return {
+        ("params", *path, "input_kernel"): both("weight_ih", True),
+        ("params", *path, "recurrent_kernel"): both("weight_hh", True),
+        ("params", *path, "input_bias"): both("bias_ih", False),
+        ("params", *path, "recurrent_bias"): both("bias_hh", False),
+    }
+
+
+def convert(
+    rules: Rules,
+    state: Mapping[str, np.ndarray],
+    expected: Variables | None = None,
+    ignored: Callable[[str], bool] = lambda name: False,
+    dtype: Any = np.float32,
+) -> dict[str, Any]:
+    """The variables that `rules` make of `state`.
+
+    Args:
+      rules: one per leaf.
+      state: torch name -> array.
+      expected: variables or their shapes; every leaf must come out with the same shape.
+      ignored: tells which tensors may be left over.
+      dtype: of all leaves.
+
+    Raises:
+      ValueError: names every missing, unexpected and wrongly shaped tensor.
+    """
+    used = {name for rule in rules.values() for name in rule.names}
+    problems = listed("missing", sorted(used - state.keys()))
+    problems += listed("unexpected", sorted(n for n in state.keys() - used if not ignored(n)))
+    if problems:
+        raise ValueError("The checkpoint does not fit the model: " + "; ".join(problems) + ".")
+    leaves = {path: rule.build(*(state[n] for n in rule.names)) for path, rule in rules.items()}
+    if expected is not None:
+        shapes = {p: np.shape(x) for p, x in traverse_util.flatten_dict(dict(expected)).items()}
+        wrong = [
+            f"{' + '.join(rules[path].names)} gives {np.shape(leaf)} for {'/'.join(path)}, "
+            f"expected {shapes.get(path)}"
+            for path, leaf in leaves.items()
+            if shapes.get(path) != np.shape(leaf)
+        ]
+        wrong += [f"nothing gives {'/'.join(path)}" for path in sorted(shapes.keys() - leaves)]
+        if wrong:
+            raise ValueError("The checkpoint does not fit the model: " + "; ".join(wrong) + ".")
+    arrays = jax.tree.map(lambda x: np.asarray(x, dtype, order="C"), leaves)
+    return traverse_util.unflatten_dict(arrays)
+
+
+def listed(what: str, names: Sequence[str]) -> list[str]:
+    """["missing tensors a, b"], or [] when there are none."""
+    return [f"{what} tensors {', '.join(names)}"] if names else []
+
+
+def merged(parts: Iterable[Rules]) -> dict[Path, Rule]:
+    """All rules of `parts`."""
+    return {path: rule for part in parts for path, rule in part.items()}

@@ -1,0 +1,71 @@
+"""Reads weight files without running what a pickle may carry."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+PICKLES = (".pth", ".pt", ".tar", ".bin")
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a `.pth`, `.pt`, `.tar`, `.bin` or `.safetensors` file holds, tensors as numpy arrays.
+
+    Only tensors and plain containers are unpickled (torch's `weights_only`); code is refused.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: another kind of file, a damaged one, or one that wants to run code.
+      ImportError: a torch file, and no torch.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The checkpoint {path} does not exist.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
+    if path.suffix not in PICKLES:
+        raise ValueError(
+            f"{path} is neither a torch file ({', '.join(PICKLES)}) nor a .safetensors file; "
+            f"its format is unknown."
+        )
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a torch file: `pip install 'jcmr[torch]'` to read it, or give the weights "
+            f"as .safetensors, which needs nothing."
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain containers, and reading it would run code "
+            f"from the file, so it is refused. Save its state dict alone, or as .safetensors. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no whole torch file: {error}.") from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dict of tensors.")
+
+    def to_numpy(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {key: to_numpy(value) for key, value in x.items()}
+        return x.detach().float().numpy() if isinstance(x, torch.Tensor) else x
+
+    return to_numpy(loaded)
+
+
+def tensors(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a state dict, without the "module." that data parallelism puts into names."""
+    return {
+        name.replace("module.", ""): x for name, x in state.items() if isinstance(x, np.ndarray)
+    }
