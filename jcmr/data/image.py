@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from jcmr.core import parallel
 from jcmr.core.types import Array, Batch
+from jcmr.data.options import ImageOptions, pick
 
 ATTEMPTS = 10
 
@@ -84,19 +85,7 @@ def resize_for_evaluation(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(resized)[top : top + size, left : left + size]
 
 
-class ImageConfig(NamedTuple):
-    """How stored pictures become inputs; the fields of a config's image section."""
-
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    crop_size: int = 224
-    random_resized_crop: bool | tuple[float, float] = True
-    """True is the scale (0.08, 1); False is a centre crop."""
-    flip: bool = True
-    erasing_rate: float = 0.0
-
-
-def normalize(image: Array, cfg: ImageConfig) -> Array:
+def normalize(image: Array, cfg: ImageOptions) -> Array:
     """(x / 255 - mean) / std, uint8 or float [..., 3] -> float32."""
     mean, std = jnp.asarray(cfg.mean, jnp.float32), jnp.asarray(cfg.std, jnp.float32)
     return (image.astype(jnp.float32) / 255.0 - mean) / std
@@ -169,7 +158,7 @@ def erase(key: Array, image: Array, rate: float) -> Array:
     return jnp.where((inside & happens)[:, :, None], 0.0, image)
 
 
-def crop_scale(cfg: ImageConfig) -> tuple[float, float] | None:
+def crop_scale(cfg: ImageOptions) -> tuple[float, float] | None:
     """Smallest and largest area of a random crop; None is a centre crop."""
     if isinstance(cfg.random_resized_crop, bool):
         return (0.08, 1.0) if cfg.random_resized_crop else None
@@ -186,7 +175,7 @@ def make_augment(
     (width / height before the picture was squeezed) is used and taken out. Batches without "image"
     pass unchanged. An example gets the same noise whatever the number of devices.
     """
-    config = ImageConfig(**cfg)
+    config = pick(ImageOptions, cfg)
     scale = crop_scale(config)
 
     def augment_one(image: Array, aspect: Array, key: Array) -> Array:
@@ -212,7 +201,7 @@ def make_augment(
 
 def make_prepare(cfg: Mapping[str, Any]) -> Callable[[Batch], Batch]:
     """Builds `prepare(batch)` for evaluation: centre crop and normalise "image", if any."""
-    config = ImageConfig(**cfg)
+    config = pick(ImageOptions, cfg)
 
     def prepare(batch: Batch) -> Batch:
         if "image" not in batch:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from jcmr.core.types import Batch, RandomAccess
 from jcmr.data.records import stack, take
@@ -117,6 +118,12 @@ def start_worker(worker: int, num_workers: int) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def end_workers(running: list[Any]) -> None:
+    """Closes grain iterators and lets go of them: they must not live until the interpreter ends."""
+    while running:
+        running.pop().close()
+
+
 class Position(NamedTuple):
     """Where a loader stands, and what must not change for that to mean anything."""
 
@@ -136,7 +143,10 @@ class Loader:
     def __init__(self, batches: Batches, workers: int):
         self.batches, self.workers, self.step = batches, workers, 0
         self.steps_per_epoch = batches.steps_per_epoch
-        self.iterator: Any = None
+        self.running: list[Any] = []
+        """The grain iterator, if there is one."""
+        # Made here, before any Prefetch: at exit the thread that reads ends before the workers do.
+        weakref.finalize(self, end_workers, self.running)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -149,18 +159,19 @@ class Loader:
             batch = self.batches[self.step]
         else:
             # Workers start with the first batch, so that set_state before it costs nothing.
-            self.iterator = self.iterator or self._start()
-            batch = next(self.iterator)
+            if not self.running:
+                self.running.append(self._start())
+            batch = next(self.running[0])
         self.step += 1
         return batch
 
     def _start(self) -> Any:
+        if not flags.FLAGS.is_parsed():  # grain reads absl flags, also in a program without any
+            flags.FLAGS.mark_as_parsed()
         inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
         dataset = grain.MapDataset.source(self.batches)[self.step :].to_iter_dataset(inline)
-        iterator = iter(dataset.mp_prefetch(processes, worker_init_fn=start_worker))
-        self._stop = weakref.finalize(self, iterator.close)
-        return iterator
+        return iter(dataset.mp_prefetch(processes, worker_init_fn=start_worker))
 
     def get_state(self) -> dict[str, int]:
         """The position after the last batch handed out, ready for JSON."""
@@ -187,9 +198,7 @@ class Loader:
 
     def close(self) -> None:
         """Ends the worker processes; the next batch starts them again."""
-        if self.iterator is not None:
-            self._stop()
-            self.iterator = None
+        end_workers(self.running)
 
 
 def make_loader(
@@ -276,11 +285,18 @@ def fill(
             return
 
 
-def stop(thread: threading.Thread, free: threading.Semaphore, stopped: threading.Event) -> None:
-    """Ends a prefetch thread that may be waiting for a free place."""
+def stop(
+    thread: threading.Thread,
+    ready: queue.SimpleQueue,
+    free: threading.Semaphore,
+    stopped: threading.Event,
+) -> None:
+    """Ends a prefetch thread that may be waiting for a free place, and drops what it read."""
     stopped.set()
     free.release()
     thread.join(timeout=30.0)
+    while not ready.empty():
+        ready.get()
 
 
 class Prefetch:
@@ -324,7 +340,7 @@ class Prefetch:
             name="prefetch",
             daemon=True,
         )
-        self._stop = weakref.finalize(self, stop, thread, self._free, stopped)
+        self._stop = weakref.finalize(self, stop, thread, self._ready, self._free, stopped)
         thread.start()
 
     def get_state(self) -> dict[str, Any]:

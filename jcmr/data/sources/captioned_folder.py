@@ -15,14 +15,14 @@ import numpy as np
 from jcmr.core.types import RetrievalSplit
 from jcmr.data import text
 from jcmr.data.captions import CaptionPairs, CaptionSource, caption_split
+from jcmr.data.options import unpack
 from jcmr.data.records import ImageFiles
 
 
-class FolderConfig(NamedTuple):
+class FolderOptions(NamedTuple):
     """The data section of a config for this source."""
 
     dir: str
-    source: str = "captioned_folder"
     image_size: int = 256
     """Side of the stored square images; the device crops `crop_size` out of them."""
     whole_image: bool = True
@@ -110,7 +110,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
     Examples are "image" uint8 [image_size, image_size, 3], "id", "text" and, for whole training
     images, "aspect".
     """
-    config = FolderConfig(**cfg)
+    config = unpack(FolderOptions, cfg)
     root = Path(config.dir)
     split_path, captions_path = require(root / "split.json"), require(root / "captions.txt")
     folder = require(root / "images")

@@ -16,13 +16,13 @@ from absl import logging
 from jcmr.core.types import RetrievalSplit
 from jcmr.data import text
 from jcmr.data.captions import CaptionPairs, CaptionSource, caption_split
+from jcmr.data.options import unpack
 
 
-class PrecompConfig(NamedTuple):
+class PrecompOptions(NamedTuple):
     """The data section of a config for this source."""
 
     dir: str
-    source: str = "precomp"
     max_words: int = 32
     captions_per_item: int = 1
     captions_per_image: int = 5
@@ -183,7 +183,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
     Examples are "regions" float32 [r, d], "id" and "text". `retrieval` takes any split that has
     files, for instance "testall".
     """
-    config = PrecompConfig(**cfg)
+    config = unpack(PrecompOptions, cfg)
     root = Path(config.dir)
     train = read_split(root, "train", config.captions_per_image)
     shape = train.images.array.shape[1:]

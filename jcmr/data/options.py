@@ -1,0 +1,52 @@
+"""The keys of config.data: those of pictures and of the loader here, the others in each source."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+Options = TypeVar("Options", bound=tuple)
+
+
+class ImageOptions(NamedTuple):
+    """How stored pictures become inputs."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_size: int = 224
+    random_resized_crop: bool | tuple[float, float] = True
+    """True is the scale (0.08, 1); False is a centre crop."""
+    flip: bool = True
+    erasing_rate: float = 0.0
+
+
+class LoaderOptions(NamedTuple):
+    """How examples are found and read."""
+
+    source: str = ""
+    """Names the file jcmr/data/sources/<source>.py."""
+    workers: int = 0
+    token_drop_rate: float = 0.0
+
+
+SHARED = (*ImageOptions._fields, *LoaderOptions._fields)
+
+
+def pick(kind: type[Options], cfg: Mapping[str, Any]) -> Options:
+    """The options `kind` (a NamedTuple) out of a data section, which holds others as well."""
+    fields: tuple[str, ...] = getattr(kind, "_fields")  # noqa: B009
+    return kind(**{name: cfg[name] for name in cfg if name in fields})
+
+
+def unpack(kind: type[Options], cfg: Mapping[str, Any]) -> Options:
+    """The options `kind` of a source out of a data section, whose every key must have a reader.
+
+    Raises:
+      ValueError: a key is neither an option of the source nor a shared one.
+    """
+    known = (*getattr(kind, "_fields"), *SHARED)  # noqa: B009
+    for name in cfg:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            raise ValueError(f"config.data has no option {name!r}; {hint}")
+    return pick(kind, cfg)
