@@ -214,3 +214,14 @@ def test_lost_work_leaves_the_log(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (200, "3m20s"), (7500, "2h05m")])
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_variables_alone_can_be_restored(tmp_path):
+    params = run(tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    like = jax.eval_shape(make_toy().init, jax.random.key(0), make_batch(0))
+    variables, config = checkpoints.restore_variables(24, like, mesh)
+    checkpoints.close()
+    equal(jax.device_get(variables["params"]), params)
+    assert config == {"name": "toy"}

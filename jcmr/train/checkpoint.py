@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
+from jcmr.core.types import Variables
 from jcmr.train.state import TrainState
 
 
@@ -121,12 +122,35 @@ class Checkpoints:
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
         )
+        restored = self._restore(step, ocp.args.StandardRestore(target))
+        return restored["state"], restored["loader"], restored["config"]
+
+    def restore_variables(self, step: int, like: Variables, mesh: Mesh) -> tuple[Variables, dict]:
+        """(variables, config) of `step`: what it takes to use a model, without the optimizer's.
+
+        Raises:
+          ValueError: the checkpoint is damaged or was made by another model.
+        """
+        mutables = dict(like)
+        item = {"params": mutables.pop("params"), "mutables": mutables}
+        sharding = NamedSharding(mesh, PartitionSpec())
+        item = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), item
+        )
+        places = ocp.checkpoint_utils.construct_restore_args(item)
+        restored = self._restore(
+            step, ocp.args.PyTreeRestore(item, restore_args=places, partial_restore=True)
+        )
+        state = restored["state"]
+        return {"params": state["params"], **state["mutables"]}, restored["config"]
+
+    def _restore(self, step: int, state_args: Any) -> Any:
         others = [s for s in self._manager.all_steps() if s != step]
         try:
-            found = self._manager.restore(
+            return self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target),
+                    state=state_args,
                     loader=ocp.args.JsonRestore(),
                     config=ocp.args.JsonRestore(),
                 ),
@@ -138,4 +162,3 @@ class Checkpoints:
                 f"belongs to another model ({str(error).splitlines()[0][:200]}). Check the config, "
                 f"or delete that folder to {hint}."
             ) from error
-        return found["state"], found["loader"], found["config"]
