@@ -132,7 +132,7 @@ def regions_of(fmap):
 @pytest.mark.golden("pcme", "encoder_image_head")
 def test_image_head(golden: Path):
     arrays = load_golden(golden)
-    module = pcme.ImageHead(arrays["w/fc.bias"].shape[0])
+    module = pcme.ImageHead(pcme.Config(embed_dim=arrays["w/fc.bias"].shape[0]))
 
     def run(params, inputs):
         outputs = module.apply({"params": params}, regions_of(inputs["fmap"]))
@@ -147,14 +147,15 @@ def test_text_encoder(golden: Path):
     vocab_size, word_dim = arrays["w/embed.weight"].shape
     attention = "w/pie_net.fc.weight" in arrays
     probabilistic = "ct/logsigma" in arrays
-    module = pcme.TextTower(
-        vocab_size,
-        word_dim,
-        2 * arrays["w/rnn.weight_hh_l0"].shape[1],
+    cfg = pcme.Config(
+        vocab_size=vocab_size,
+        word_dim=word_dim,
+        embed_dim=2 * arrays["w/rnn.weight_hh_l0"].shape[1],
         readout="last_word",
         attention=attention,
-        probabilistic=probabilistic,
+        deterministic=not probabilistic,
     )
+    module = pcme.TextTower(cfg)
 
     def run(params, inputs):
         return named(module.apply({"params": params}, inputs["tokens"]), inputs.get("eps"))

@@ -1,11 +1,13 @@
-"""torchvision's and timm's ResNets, which share their names."""
+"""ResNets of torchvision and timm, which share their names."""
 
+import argparse
 from collections.abc import Mapping
 
 import numpy as np
 
 from jcmr.convert import rules
 from jcmr.convert.rules import Path, Rule
+from jcmr.convert.torch_files import load_checkpoint, tensors
 from jcmr.models.encoders.resnet import STAGES
 
 
@@ -51,3 +53,16 @@ def not_needed(name: str) -> bool:
 def convert_resnet(state: Mapping[str, np.ndarray], depth: int):
     """Variables of `encoders.resnet.ResNet(depth)`; the classifier `fc` is dropped."""
     return rules.convert(resnet_rules(depth), state, ignored=not_needed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options beside --checkpoint and --out."""
+    names = [f"resnet{depth}" for depth in STAGES]
+    parser.add_argument("--arch", required=True, choices=names, help="which network it is")
+
+
+def run(args: argparse.Namespace):
+    """(variables, config, no vocabulary) of the file that the command line names."""
+    depth = int(args.arch.removeprefix("resnet"))
+    variables = convert_resnet(tensors(load_checkpoint(args.checkpoint)), depth)
+    return variables, {"encoder": "resnet", "depth": depth}, None

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             f"as .safetensors, which needs nothing."
         ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(numpy_scalars()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} holds more than tensors and plain containers, and reading it would run code "
-            f"from the file, so it is refused. Save its state dict alone, or as .safetensors. "
-            f"({str(error).splitlines()[0]})"
+            f"{path} holds more than tensors and plain containers"
+            f"{f' ({found[1]})' if found else ''}, and reading that would run code from the file, "
+            f"so it is refused. Save its state dict alone, or as .safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is no whole torch file: {error}.") from error
@@ -62,6 +65,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         return x.detach().float().numpy() if isinstance(x, torch.Tensor) else x
 
     return to_numpy(loaded)
+
+
+def numpy_scalars() -> list[Any]:
+    """Harmless constructors of numbers, which scores and epochs inside checkpoints need."""
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers]
 
 
 def tensors(state: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,0 +1,80 @@
+"""Which pairs of a batch count as matches, as mismatches, or not at all."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jcmr.core.types import Array
+
+
+class Side(NamedTuple):
+    """Who is who along one side of a matrix of pairs; parts that a batch lacks are None."""
+
+    row: Array
+    """[n], row of the global batch: an image's own, a caption's that of its image."""
+    id: Array | None = None
+    """[n], id of the image in its data set."""
+    code: Array | None = None
+    """[n, ...], what a scene shows or a caption says; see `ops.assignment`."""
+
+
+class Targets(NamedTuple):
+    """Of a matrix of pairs [n, m]."""
+
+    positive: Array
+    """Share of the pair that matches: 0 or 1 unless images are mixed or labels smoothed."""
+    valid: Array
+    """False where a pair is left out."""
+
+
+def pair_targets(
+    images: Side,
+    captions: Side,
+    duplicates: str = "positive",
+    mask_true_positives: bool = False,
+    own_share: Array | None = None,
+    num_rows: int = 0,
+    label_smoothing: float = 0.0,
+) -> Targets:
+    """Targets of images [n] against captions [m].
+
+    Args:
+      images: rows.
+      captions: columns.
+      duplicates: what a pair is whose image is in the batch twice: "positive", "masked", or
+        "negative" as in most official code.
+      mask_true_positives: leaves out pairs that match by their codes without being own pairs.
+      own_share: [n], what mixed images kept of themselves (`ops.mixing`), None without mixing; the
+        rest belongs to the mirrored row.
+      num_rows: of the global batch; needed with `own_share`.
+      label_smoothing: s turns targets 0 and 1 into s and 1 - s (PCME++).
+
+    Raises:
+      ValueError: true positives cannot be masked, as the batch has no codes.
+    """
+    row, caption_row = images.row[:, None], captions.row[None, :]
+    own = row == caption_row
+    unmixed = True if own_share is None else (own_share == 1)[:, None]
+    positive = own.astype(jnp.float32)
+    if own_share is not None:
+        positive = own * own_share[:, None]
+        positive += (caption_row == num_rows - 1 - row) * (1 - own_share)[:, None]
+    valid = jnp.ones_like(own)
+    if duplicates != "negative" and images.id is not None and captions.id is not None:
+        again = (images.id[:, None] == captions.id[None, :]) & ~own
+        if duplicates == "masked":
+            valid &= ~again
+        else:
+            positive = jnp.where(again & unmixed, 1.0, positive)
+    if mask_true_positives:
+        if images.code is None or captions.code is None:
+            raise ValueError(
+                "True positives can only be masked where the data says what an image shows: the "
+                "batch has no 'scene_code' and 'caption_code'. Set "
+                "config.model.mask_true_positives to False."
+            )
+        match = injective_match(captions.code[None, :], images.code[:, None])
+        valid &= ~match | (positive > 0)
+    if label_smoothing:
+        positive = label_smoothing + (1 - 2 * label_smoothing) * positive
+    return Targets(positive, valid)

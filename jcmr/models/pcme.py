@@ -1,0 +1,464 @@
+"""Probabilistic cross-modal embeddings: PCME, PCME++ and their deterministic twins.
+
+Chun et al., CVPR 2021 (https://arxiv.org/abs/2101.05068) and Chun, ICLR 2024
+(https://arxiv.org/abs/2305.18171). An image or a text is a Gaussian with diagonal covariance on
+the unit sphere's surroundings; a pair matches with a probability that falls with the distance of
+samples (PCME) or with the expected squared distance in closed form (PCME++).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jcmr.core import dtypes, parallel
+from jcmr.core.types import Array, Batch, Task, Term, Variables
+from jcmr.losses.targets import Side, Targets, pair_targets
+from jcmr.models.encoders import resnet
+from jcmr.models.encoders.compact import CompactNet
+from jcmr.models.encoders.gru import BiGRU, read_out
+from jcmr.models.encoders.norm import unit_length
+from jcmr.models.encoders.pie import (
+    ImageUncertainty,
+    PIENet,
+    TextUncertainty,
+    dropout,
+    torch_dense,
+)
+from jcmr.models.encoders.regions import Regions
+from jcmr.ops.mixing import mix_images
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of `config.model`; what the official code does differently is in `PARITY`."""
+
+    image: str = "resnet50"
+    """"resnet18" ... "resnet152", "compact", or "regions" for precomputed features."""
+    vocab_size: int = 0
+    word_dim: int = 300
+    embed_dim: int = 1024
+    method: str = "pcme"
+    """"pcme" compares samples, "pcmepp" the closed-form expected distance, "infonce" the means by
+    cosine at temperature 1 / negative_scale."""
+    num_samples: int = 7
+    deterministic: bool = False
+    """The same towers without uncertainty: one point per item."""
+    score: str = "matching_prob"
+    """"matching_prob" or "matmul" over all pairs of samples, "csd" (minus the expected squared
+    distance) or "cosine" of the means."""
+    init_shift: float = 15.0
+    init_negative_scale: float = 15.0
+    vib_weight: float = 1e-5
+    uniform_weight: float = 0.0
+    pseudo_positive_weight: float = 0.0
+    """Of PCME++'s second loss, in which a row's columns that score above its own are positives."""
+    mix_rate: float = 0.0
+    """Share of images that are mixed with another one of the batch (PCME++)."""
+    label_smoothing: float = 0.0
+    reduction: str = "captions"
+    """What the matching loss over all pairs is divided by: the number of "captions" or of "pairs",
+    or nothing ("sum")."""
+    both_directions: bool = False
+    """Counts the symmetric matching loss twice, as image to text and as text to image."""
+    duplicates: str = "positive"
+    """Pairs whose images have the same id in one batch: "positive", "masked" or "negative"."""
+    mask_true_positives: bool = False
+    """Masks pairs that match although the caption was written for another image; needs the
+    batch's "scene_code" and "caption_code"."""
+    readout: str = "ends"
+    """Of the GRU: see `gru.read_out`."""
+    scale: str = "log_var"
+    """What the uncertainty heads give: "log_var", or "log_std" as in the official sampling."""
+    log_scale_start: float = 0.0
+    official_vib: bool = False
+    """Divergence of the samples' mean, reading the heads' output as log variance whatever `scale`
+    is; the author calls it a mistake."""
+    attention: bool = True
+    region_dim: int = 0
+    normalise_regions: bool = False
+    input_dropout_rate: float = 0.0
+    """Of words and regions."""
+    dropout_rate: float = 0.0
+    """Of what attention adds to the global feature."""
+    dtype: str = "float32"
+    parity: bool = False
+    """Sets the conventions of the official code, `PARITY`."""
+
+
+PARITY = {
+    "readout": "last_word",
+    "scale": "log_std",
+    "official_vib": True,
+    "reduction": "sum",
+    "both_directions": True,
+    "duplicates": "negative",
+}
+CHOICES = {
+    "image": (*(f"resnet{depth}" for depth in resnet.STAGES), "compact", "regions"),
+    "method": ("pcme", "pcmepp", "infonce"),
+    "score": ("matching_prob", "matmul", "csd", "cosine"),
+    "reduction": ("captions", "pairs", "sum"),
+    "duplicates": ("positive", "masked", "negative"),
+    "readout": ("ends", "mean", "last_word"),
+    "scale": ("log_var", "log_std"),
+}
+
+
+def make_config(cfg: Mapping[str, Any]) -> Config:
+    """Checks `config.model`.
+
+    Raises:
+      ValueError: an unknown option or value.
+    """
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in cfg:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            raise ValueError(f"config.model has no option {name!r} for pcme; {hint}")
+    config = Config(**{**cfg, **(PARITY if cfg.get("parity") else {})})
+    for name, choices in CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(
+                f"config.model.{name} is {getattr(config, name)!r}; it can be {', '.join(choices)}."
+            )
+    return config
+
+
+POINT_LOG_VAR = -30.0
+"""Log variance of deterministic embeddings: no variance in float32, and still a number."""
+NOISE = 7
+"""Sets the keys of samples apart from those of dropout."""
+
+
+def tower_dtype(cfg: Config) -> Any:
+    """What the towers compute in; None follows the parameters, which are float32."""
+    dtype = dtypes.compute_dtype(cfg.dtype)
+    return None if dtype == jnp.float32 else dtype
+
+
+class Outputs(NamedTuple):
+    """What a tower makes of a batch; absent parts are None."""
+
+    mean: Array
+    """[b, d], unit length."""
+    log_scale: Array | None
+    """[b, d], unbounded; `Config.scale` says what it is the logarithm of."""
+    attention: Array | None
+    """[b, t, 1], over regions or words."""
+    residual: Array | None
+    """[b, d], what attention added."""
+    uncertainty_attention: Array | None
+    """[b, t, 1]."""
+
+
+class ImageHead(nn.Module):
+    """From a set of local image features to a Gaussian."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, x: Array, keys: Array | None = None) -> Outputs:
+        """Local features x [b, r, d], dropout keys [b] -> Outputs."""
+        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        pooled = x.mean(axis=1)
+        out = torch_dense(cfg.embed_dim, x.shape[-1], dtype, "fc")(pooled)
+        attention = residual = log_scale = uncertainty_attention = None
+        if cfg.attention:
+            pie = PIENet(cfg.embed_dim, 1, cfg.dropout_rate, dtype, name="pie_net")
+            out, attention, residual = pie(out, x, None, keys)
+            out, residual = out[:, 0], residual[:, 0]
+        if not cfg.deterministic:
+            head = ImageUncertainty(cfg.embed_dim, cfg.log_scale_start, dtype, name="uncertain_net")
+            log_scale, uncertainty_attention = head(pooled, x)
+        return Outputs(unit_length(out), log_scale, attention, residual, uncertainty_attention)
+
+
+class ImageTower(nn.Module):
+    """The backbone that the config names, and the head."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(
+        self, inputs: Batch, train: bool = False, axis: str | None = None, keys: Array | None = None
+    ) -> Outputs:
+        """Runs the tower on the batch's "image" [b, h, w, 3] or "regions" [b, r, d]."""
+        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        if cfg.image == "regions":
+            x = Regions(
+                cfg.region_dim,
+                cfg.normalise_regions,
+                cfg.input_dropout_rate,
+                dtype,
+                name="backbone",
+            )(inputs["regions"], keys)
+        elif cfg.image == "compact":
+            x = CompactNet(dtype=dtype, name="backbone")(inputs["image"], train, axis)
+        else:
+            depth = int(cfg.image.removeprefix("resnet"))
+            net = resnet.ResNet(depth, dtype, name="backbone")
+            x, _ = net(inputs["image"], train, axis)
+        return ImageHead(cfg, name="head")(x.reshape(x.shape[0], -1, x.shape[-1]), keys)
+
+
+class TextTower(nn.Module):
+    """From word ids to a Gaussian."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
+        """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
+        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        mask = text > 0
+        normal = nn.initializers.normal(1.0)
+        x = nn.Embed(cfg.vocab_size, cfg.word_dim, embedding_init=normal, name="embed")(text)
+        x = dropout(x, cfg.input_dropout_rate, keys, site=2)
+        states, ends = BiGRU(cfg.embed_dim // 2, dtype, name="rnn")(x, mask)
+        out = read_out(states, ends, mask, cfg.readout)
+        attention = residual = log_scale = uncertainty_attention = None
+        if cfg.attention:
+            pie = PIENet(cfg.embed_dim, 1, cfg.dropout_rate, dtype, name="pie_net")
+            out, attention, residual = pie(out, x, mask, keys)
+            out, residual = out[:, 0], residual[:, 0]
+        if not cfg.deterministic:
+            head = TextUncertainty(
+                cfg.embed_dim, cfg.readout, cfg.log_scale_start, dtype, name="uncertain_net"
+            )
+            log_scale, uncertainty_attention = head(x, mask)
+        return Outputs(unit_length(out), log_scale, attention, residual, uncertainty_attention)
+
+
+class Criterion(nn.Module):
+    """The two scalars that turn a distance into a logit, learned with the towers."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        """(shift, negative scale)."""
+        constant = nn.initializers.constant
+        return (
+            self.param("shift", constant(self.cfg.init_shift), ()),
+            self.param("negative_scale", constant(self.cfg.init_negative_scale), ()),
+        )
+
+
+class PCME(nn.Module):
+    """Both towers and the criterion's parameters in one tree."""
+
+    cfg: Config
+
+    def setup(self) -> None:
+        """Names the parts: params/{image,text,criterion}."""
+        self.image = ImageTower(self.cfg)
+        self.text = TextTower(self.cfg)
+        self.criterion = Criterion(self.cfg)
+
+    def __call__(self, inputs: Batch, text: Array) -> None:
+        """Touches every parameter."""
+        self.image(inputs)
+        self.text(text)
+        self.criterion()
+
+    def embed_image(self, inputs: Batch, train: bool = False, axis: str | None = None, keys=None):
+        """Outputs of the image tower."""
+        return self.image(inputs, train, axis, keys)
+
+    def embed_text(self, text: Array, keys: Array | None = None):
+        """Outputs of the text tower, text [b, t]."""
+        return self.text(text, keys)
+
+
+class Gaussian(NamedTuple):
+    """An embedded item; variances are diagonal."""
+
+    mean: Array
+    """[n, d], unit length."""
+    log_var: Array
+    """[n, d]; `POINT_LOG_VAR` where the system is deterministic."""
+    samples: Array
+    """[n, k, d]; their noise depends on nothing but the item's "id" and modality, so that an item
+    embeds the same in every batch. The official code draws anew at each call."""
+
+
+def uncertainty(embedding: Gaussian) -> Array:
+    """One number per item, [n], larger = less certain: the mean of its log variances."""
+    return jnp.mean(embedding.log_var, axis=-1)
+
+
+def log_variance(outputs: Outputs, cfg: Config) -> Array:
+    """The log variance that the head means, [b, d]."""
+    if outputs.log_scale is None:
+        return jnp.full_like(outputs.mean, POINT_LOG_VAR)
+    log_scale = outputs.log_scale.astype(outputs.mean.dtype)
+    return 2 * log_scale if cfg.scale == "log_std" else log_scale
+
+
+def draw(outputs: Outputs, keys: Array, cfg: Config) -> Gaussian:
+    """The Gaussian and its samples, one key per item; the mean alone when deterministic."""
+    mean, log_var = outputs.mean, log_variance(outputs, cfg)
+    if cfg.deterministic:
+        return Gaussian(mean, log_var, mean[:, None])
+    shape = (cfg.num_samples, mean.shape[-1])
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape, mean.dtype))(keys)
+    return Gaussian(mean, log_var, mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise)
+
+
+def fold(keys: Array, number: int) -> Array:
+    """Other keys of the same examples, [b]."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def item_keys(inputs: Batch, rows: int, modality: int) -> Array:
+    """Keys that only the items' ids decide; an item without one, such as a query, has id 0."""
+    ids = inputs["id"] if "id" in inputs else jnp.zeros(rows, jnp.int32)
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(modality), i))(ids)
+
+
+def flat_captions(batch: Batch) -> tuple[Array, Array | None, int]:
+    """Texts [b * c, t], their codes, and c, of a batch with texts [b, c, t] or [b, t]."""
+    text, code = batch["text"], batch.get("caption_code")
+    if text.ndim == 2:
+        return text, code, 1
+    flat = text.shape[0] * text.shape[1]
+    code = None if code is None else code.reshape(flat, *code.shape[2:])
+    return text.reshape(flat, text.shape[2]), code, text.shape[1]
+
+
+def matching_terms(
+    image: Gaussian,
+    caption: Gaussian,
+    targets: Targets,
+    shift: Array,
+    scale: Array,
+    cfg: Config,
+) -> Array:
+    """Negative log likelihood of each pair [n, m]."""
+    if cfg.method == "pcme":
+        log_match, log_mismatch = log_match_probability(
+            image.samples, caption.samples, shift, scale
+        )
+        return -(targets.positive * log_match + (1 - targets.positive) * log_mismatch)
+    logits = shift - scale * csd(image, caption)
+    return optax.sigmoid_binary_cross_entropy(logits, targets.positive)
+
+
+def log_match_probability(x: Array, y: Array, shift: Array, scale: Array):
+    """(log p, log(1 - p)) of pairs [n, m] from samples [n, k, d] and [m, k, d]."""
+    squared = (
+        jnp.sum(x * x, -1)[:, None, :, None]
+        + jnp.sum(y * y, -1)[None, :, None, :]
+        - 2 * jnp.einsum("nkd,mld->nmkl", x, y)
+    )
+    distance = jnp.sqrt(jnp.maximum(squared, 0.0) + 1e-6)
+    logits = 2 * (shift - scale * distance)
+    count = jnp.log(x.shape[1] * y.shape[1])
+    log_match = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=(2, 3)) - count
+    return log_match, jax.nn.logsumexp(jax.nn.log_sigmoid(-logits), axis=(2, 3)) - count
+
+
+def csd(x: Gaussian, y: Gaussian) -> Array:
+    """Expected squared distance of samples, [n, m]."""
+    mean = jnp.sum(x.mean**2, -1)[:, None] + jnp.sum(y.mean**2, -1) - 2 * x.mean @ y.mean.T
+    return mean + jnp.exp(x.log_var).sum(-1)[:, None] + jnp.exp(y.log_var).sum(-1)
+
+
+def make(cfg: Mapping[str, Any]) -> Task:
+    """The system that `config.model` describes; see `Config`."""
+    config = make_config(cfg)
+    model = PCME(config)
+
+    def init(key: Array, batch: Batch) -> Variables:
+        one = {name: x[:1] for name, x in batch.items()}
+        text, _, _ = flat_captions(one)
+        return jax.jit(model.init)(key, one, text)
+
+    def loss(variables: Variables, batch: Batch, key: Array, axis: str | None):
+        text, caption_code, num_captions = flat_captions(batch)
+        rows = len(batch["text"])
+        num_devices = 1 if axis is None else lax.axis_size(axis)
+        image_key, text_key, mix_key, uniform_key = jax.random.split(key, 4)
+        image_keys = parallel.example_keys(image_key, rows, axis)
+        text_keys = parallel.example_keys(text_key, len(text), axis)
+        own_share = None
+        if config.mix_rate:
+            mixed, own_share = mix_images(batch["image"], mix_key, axis, config.mix_rate)
+            batch = {**batch, "image": mixed}
+
+        outputs, mutables = model.apply(
+            variables,
+            batch,
+            train=True,
+            axis=axis,
+            keys=image_keys,
+            method="embed_image",
+            mutable=["batch_stats"],
+        )
+        image = draw(outputs, fold(image_keys, NOISE), config)
+        outputs = model.apply(variables, text, text_keys, method="embed_text")
+        caption = draw(outputs, fold(text_keys, NOISE), config)
+
+        row = parallel.first_row(rows, axis) + jnp.arange(rows)
+        images = Side(row, batch.get("id"), batch.get("scene_code"))
+        captions = Side(
+            jnp.repeat(row, num_captions),
+            None if images.id is None else jnp.repeat(images.id, num_captions),
+            caption_code,
+        )
+        gathered, gathered_side = parallel.all_gather((caption, captions), axis)
+        targets = pair_targets(
+            images,
+            gathered_side,
+            config.duplicates,
+            config.mask_true_positives,
+            own_share,
+            rows * num_devices,
+            config.label_smoothing,
+        )
+        criterion = variables["params"]["criterion"]
+        losses = matching_terms(
+            image, gathered, targets, criterion["shift"], criterion["negative_scale"], config
+        )
+        total = jnp.sum(jnp.where(targets.valid, losses, 0.0))
+        counts = {"captions": len(text), "pairs": targets.valid.sum(), "sum": 1 / num_devices}
+        terms = {
+            "match": Term(total, counts[config.reduction], 2.0 if config.both_directions else 1.0)
+        }
+        if not config.deterministic and config.vib_weight:
+            kl = sum(
+                -0.5 * jnp.sum(1 + g.log_var - g.mean**2 - jnp.exp(g.log_var))
+                for g in (image, caption)
+            )
+            terms["vib"] = Term(kl, counts[config.reduction], config.vib_weight)
+        return terms, mutables
+
+    def encode_image(variables: Variables, inputs: Batch) -> Gaussian:
+        outputs = model.apply(variables, inputs, method="embed_image")
+        return draw(outputs, item_keys(inputs, len(outputs.mean), 0), config)
+
+    def encode_text(variables: Variables, inputs: Batch) -> Gaussian:
+        outputs = model.apply(variables, inputs["text"], method="embed_text")
+        return draw(outputs, item_keys(inputs, len(outputs.mean), 1), config)
+
+    def score(variables: Variables, query: Gaussian, gallery: Gaussian) -> Array:
+        criterion = variables["params"]["criterion"]
+        if config.score == "matching_prob":
+            return log_match_probability(
+                query.samples, gallery.samples, criterion["shift"], criterion["negative_scale"]
+            )[0]
+        if config.score == "matmul":
+            return query.samples.sum(1) @ gallery.samples.sum(1).T
+        if config.score == "csd":
+            return -csd(query, gallery)
+        return query.mean @ gallery.mean.T
+
+    return Task(init, loss, {"image": encode_image, "text": encode_text}, score)
