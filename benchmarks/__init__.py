@@ -1,0 +1,1 @@
+"""Measurements: each writes JSON lines into results/, from which BENCHMARKS.md is made."""

@@ -1,0 +1,74 @@
+"""Trains configs on several seeds and records their test metrics.
+
+python -m benchmarks.quality pcme_scenes --seeds=0,1,2
+python -m benchmarks.quality pcme_flickr8k --seeds=0,1,2 -- --config.data.dir=...
+
+Every run is the public command in a process of its own; what follows -- is passed on to it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import record
+
+
+class Row(NamedTuple):
+    """One line of a table: a label, and the config that it stands for."""
+
+    label: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+EXPERIMENTS: dict[str, tuple[Row, ...]] = {
+    "pcme_scenes": (
+        Row("PCME", "configs/pcme_scenes.py"),
+        Row("deterministic twin", "configs/pcme_scenes.py:deterministic"),
+    ),
+    "pcme_flickr8k": (Row("PCME", "configs/pcme_flickr8k.py"),),
+}
+
+
+def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> None:
+    """Trains and evaluates one row on one seed in its own process, and records the result."""
+    workdir = root / experiment / row.label.replace(" ", "_") / str(seed)
+    command = [
+        sys.executable, "-m", "jcmr.launch", f"--config={row.config}", f"--workdir={workdir}",
+        f"--config.seed={seed}", *row.overrides, *extra,
+    ]  # fmt: skip
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    result = {
+        "experiment": experiment,
+        "row": row.label,
+        "config": " ".join([row.config, *row.overrides]),
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "metrics": json.loads((workdir / "results.json").read_text()),
+    }
+    record.append("quality", result)
+
+
+def main() -> None:
+    """Reads the command line and runs every row on every seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rows", default="", help="labels, comma separated; all when empty")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    own, extra = parser.parse_known_args()
+    extra = [option for option in extra if option != "--"]
+    wanted = own.rows.split(",") if own.rows else []
+    for seed in map(int, own.seeds.split(",")):
+        for row in EXPERIMENTS[own.experiment]:
+            if not wanted or row.label in wanted:
+                run(own.experiment, row, seed, own.runs, extra)
+
+
+if __name__ == "__main__":
+    main()

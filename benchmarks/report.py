@@ -1,0 +1,102 @@
+"""Writes BENCHMARKS.md from results/*.jsonl alone: python -m benchmarks.report."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+OUT = Path(__file__).parents[1] / "BENCHMARKS.md"
+QUALITY: dict[str, tuple[str, dict[str, str]]] = {
+    "pcme_scenes": (
+        "PCME on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
+        {
+            "hit@1 t2i": "test/t2i/hit@1",
+            "hit@1 i2t": "test/i2t/hit@1",
+            "R-P t2i": "test/t2i/r_precision",
+            "R-P i2t": "test/i2t/r_precision",
+            "mAP@R t2i": "test/t2i/map@r",
+            "R@1 t2i": "test/t2i/r@1",
+            "R@1 i2t": "test/i2t/r@1",
+            "vague i2t": "test/i2t/vague_top1",
+            "Spearman captions": "test/text/uncertainty_vs_matches",
+        },
+    ),
+    "pcme_flickr8k": (
+        "Flickr8k subset: 753 training photos, test gallery of 125 (not comparable with the "
+        "published 1,000-image test)",
+        {
+            f"{direction} R@{k}": f"test/{direction}/r@{k}"
+            for direction in ("i2t", "t2i")
+            for k in (1, 5, 10)
+        }
+        | {"RSUM": "test/rsum"},
+    ),
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    mean = statistics.fmean(values)
+    digits = 1 if abs(mean) >= 10 else 3
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def provenance(records: Sequence[Mapping[str, Any]]) -> str:
+    """One line: device, versions, commits and dates of a table's records."""
+    machines = [r["machine"] for r in records]
+    parts = [
+        sorted({f"{m['device']}, {m['cores']} cores" for m in machines}),
+        sorted({f"{name} {m['versions'][name]}" for m in machines for name in ("jax", "flax")}),
+        ["commit " + ", ".join(sorted({m["commit"] for m in machines}))],
+        sorted({f"flags {m['xla_flags']}" for m in machines if m["xla_flags"]}),
+        [" to ".join(sorted({min(m["date"] for m in machines), max(m["date"] for m in machines)}))],
+    ]
+    return "*" + "; ".join(", ".join(part) for part in parts if part) + "*"
+
+
+def quality_section(experiment: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """The table of one experiment: a line per row, mean and spread over seeds."""
+    title, columns = QUALITY[experiment]
+    newest = {(r["row"], r["seed"]): r for r in records if r["experiment"] == experiment}
+    if not newest:
+        return f"### {title}\n\nNot measured yet."
+    rows = []
+    for label in dict.fromkeys(row for row, _ in newest):
+        runs = [r for (row, _), r in newest.items() if row == label]
+        cells = []
+        for metric in columns.values():
+            values = [r["metrics"][metric] for r in runs if metric in r["metrics"]]
+            cells.append(spread(values) if values else "-")
+        minutes = statistics.fmean(r["seconds"] for r in runs) / 60
+        rows.append([label, str(len(runs)), *cells, f"{minutes:.1f}"])
+    body = table(["system", "seeds", *columns, "minutes"], rows)
+    return f"### {title}\n\n{body}\n\n{provenance(list(newest.values()))}"
+
+
+def main() -> None:
+    """Writes the page."""
+    quality = record.read("quality")
+    sections = [quality_section(experiment, quality) for experiment in QUALITY]
+    page = [
+        "# Benchmarks",
+        "Written by `python -m benchmarks.report` from `benchmarks/results/*.jsonl`; nothing here "
+        "is typed by hand. ± is the standard deviation over seeds.",
+        "## Retrieval quality",
+        *sections,
+    ]
+    OUT.write_text("\n\n".join(page) + "\n")
+    print(f"wrote {OUT}")
+
+
+if __name__ == "__main__":
+    main()
