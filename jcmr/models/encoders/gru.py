@@ -54,34 +54,101 @@ class BiGRU(nn.Module):
 
         dtype = self.dtype or jnp.result_type(x, kernel)
         state_dtype = jnp.promote_types(dtype, jnp.float32)
-        projected = jnp.einsum(
-            "btd,zde->tzbe",
-            x.astype(dtype),
-            input_kernel.astype(dtype),
-            preferred_element_type=state_dtype,
+        # Time-major, and the backward direction reads the words from the end.
+        words = x.astype(dtype).swapaxes(0, 1)
+        projected = tuple(
+            jnp.matmul(inputs, weights.astype(dtype), preferred_element_type=state_dtype) + offset
+            for inputs, weights, offset in zip((words, words[::-1]), input_kernel, input_bias)
         )
-        projected = flip_backward(projected + input_bias[:, None])
         real = jnp.stack([mask, mask[:, ::-1]]).transpose(2, 0, 1)[..., None]  # [t, 2, b, 1]
-
-        def step(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-            word, real = inputs
-            recurrent = jnp.einsum(
-                "zbh,zhe->zbe",
-                state.astype(dtype),
-                kernel.astype(dtype),
-                preferred_element_type=state_dtype,
-            )
-            recurrent = recurrent + bias[:, None]
-            gates = nn.sigmoid(word[..., : 2 * size] + recurrent[..., : 2 * size])
-            reset, update = jnp.split(gates, 2, axis=-1)
-            new = jnp.tanh(word[..., 2 * size :] + reset * recurrent[..., 2 * size :])
-            state = jnp.where(real, new + update * (state - new), state)
-            return state, state
-
-        start = jnp.zeros_like(projected[0, ..., :size])
-        ends, states = lax.scan(step, start, (projected, real))
+        states = recur(projected, real, kernel.astype(dtype), bias)
+        ends = pair_directions(states[-1])
         states = flip_backward(jnp.where(real, states, 0))
-        return pair_directions(states.transpose(1, 2, 0, 3)), pair_directions(ends)
+        return pair_directions(states.transpose(1, 2, 0, 3)), ends
+
+
+@jax.custom_vjp
+def recur(projected: tuple[Array, Array], real: Array, kernel: Array, bias: Array) -> Array:
+    """The recurrence of `BiGRU`, both directions side by side.
+
+    The gradient is written out so that the kernel's is one product over all steps, where the
+    scan's own would be a small one at each.
+
+    Args:
+      projected: [t, b, 3h] of each direction, words times input kernel, plus its bias.
+      real: [t, 2, b, 1], False steps keep the state.
+      kernel: [2, h, 3h]; products are in its dtype and accumulate in that of `projected`.
+      bias: [2, 3h].
+
+    Returns:
+      States [t, 2, b, h].
+    """
+    return forward(projected, real, kernel, bias)[0]
+
+
+def product(x: Array, kernel: Array, dtype: Any) -> Array:
+    """[2, b, d] times [2, d, e] in the kernel's dtype."""
+    return jnp.einsum("zbd,zde->zbe", x.astype(kernel.dtype), kernel, preferred_element_type=dtype)
+
+
+def forward(projected: tuple[Array, Array], real: Array, kernel: Array, bias: Array):
+    """(states, what the backward pass needs)."""
+    size = kernel.shape[1]
+
+    def step(state: Array, inputs: tuple[tuple[Array, Array], Array]):
+        word, real = jnp.stack(inputs[0]), inputs[1]
+        recurrent = product(state, kernel, word.dtype) + bias[:, None]
+        gates = nn.sigmoid(word[..., : 2 * size] + recurrent[..., : 2 * size])
+        reset, update = gates[..., :size], gates[..., size:]
+        inner = recurrent[..., 2 * size :]
+        new = jnp.tanh(word[..., 2 * size :] + reset * inner)
+        state = jnp.where(real, new + update * (state - new), state)
+        return state, (state, gates, inner, new)
+
+    start = jnp.zeros_like(jnp.stack([x[0, :, :size] for x in projected]))
+    _, (states, *saved) = lax.scan(step, start, (projected, real))
+    return states, (real, kernel, states, *saved)
+
+
+def backward(saved: tuple[Array, ...], cotangent: Array):
+    """Gradients of projected, real (none), kernel and bias."""
+    real, kernel, states, gates, inner, new = saved
+    size = kernel.shape[1]
+    before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+    turned = kernel.swapaxes(1, 2)
+
+    def step(later: Array, inputs: tuple[Array, ...]):
+        cotangent, real, before, gates, inner, new = inputs
+        reset, update = gates[..., :size], gates[..., size:]
+        total = later + cotangent
+        moved = jnp.where(real, total, 0)
+        d_new = moved * (1 - update) * (1 - new * new)
+        d_reset = d_new * inner * reset * (1 - reset)
+        d_update = moved * (before - new) * update * (1 - update)
+        d_recurrent = jnp.concatenate([d_reset, d_update, d_new * reset], axis=-1)
+        earlier = moved * update + (total - moved) + product(d_recurrent, turned, moved.dtype)
+        return earlier, (d_recurrent, d_new)
+
+    inputs = (cotangent, real, before, gates, inner, new)
+    start = jnp.zeros_like(cotangent[0])
+    _, (d_recurrent, d_new) = lax.scan(step, start, inputs, reverse=True)
+    d_kernel = jnp.stack(
+        [
+            jnp.matmul(
+                before[:, i].reshape(-1, size).T.astype(kernel.dtype),
+                d_recurrent[:, i].reshape(-1, 3 * size).astype(kernel.dtype),
+                preferred_element_type=d_recurrent.dtype,
+            )
+            for i in (0, 1)
+        ]
+    )
+    d_projected = tuple(
+        jnp.concatenate([d_recurrent[:, i, :, : 2 * size], d_new[:, i]], axis=-1) for i in (0, 1)
+    )
+    return d_projected, None, d_kernel.astype(kernel.dtype), d_recurrent.sum((0, 2))
+
+
+recur.defvjp(forward, backward)
 
 
 def flip_backward(x: Array) -> Array:
