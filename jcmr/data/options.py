@@ -1,7 +1,7 @@
 """The keys of config.data: those of pictures and of the loader here, the others in each source."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 Options = TypeVar("Options", bound=tuple)
@@ -37,13 +37,15 @@ def pick(kind: type[Options], cfg: Mapping[str, Any]) -> Options:
     return kind(**{name: cfg[name] for name in cfg if name in fields})
 
 
-def unpack(kind: type[Options], cfg: Mapping[str, Any]) -> Options:
+def unpack(kind: type[Options], cfg: Mapping[str, Any], also: Sequence[str] = ()) -> Options:
     """The options `kind` of a source out of a data section, whose every key must have a reader.
+
+    `also` names keys that the source reads itself.
 
     Raises:
       ValueError: a key is neither an option of the source nor a shared one.
     """
-    known = (*getattr(kind, "_fields"), *SHARED)  # noqa: B009
+    known = (*getattr(kind, "_fields"), *also, *SHARED)  # noqa: B009
     for name in cfg:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
