@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jcmr.core.types import Array
+from jcmr.ops.assignment import injective_match
 
 
 class Side(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -370,6 +371,24 @@ def csd(x: Gaussian, y: Gaussian) -> Array:
     """Expected squared distance of samples, [n, m]."""
     mean = jnp.sum(x.mean**2, -1)[:, None] + jnp.sum(y.mean**2, -1) - 2 * x.mean @ y.mean.T
     return mean + jnp.exp(x.log_var).sum(-1)[:, None] + jnp.exp(y.log_var).sum(-1)
+
+
+def with_word_vectors(variables: Variables, vectors: np.ndarray, found: np.ndarray) -> Variables:
+    """Variables whose word embeddings start from `vectors` [v, d] where `found` [v].
+
+    Raises:
+      ValueError: the vectors do not have the size of the embeddings.
+    """
+    params = variables["params"]
+    table = params["text"]["embed"]["embedding"]
+    if table.shape != vectors.shape:
+        raise ValueError(
+            f"The word vectors have the shape {vectors.shape}, the model's embeddings "
+            f"{table.shape}. Set config.model.word_dim to {vectors.shape[1]}."
+        )
+    table = jnp.where(found[:, None], vectors, table)
+    text = {**params["text"], "embed": {"embedding": table}}
+    return {**variables, "params": {**params, "text": text}}
 
 
 def make(cfg: Mapping[str, Any]) -> Task:
