@@ -77,5 +77,6 @@ def mix_images(
       i is own * i + (1 - own) * (n - 1 - i), with n rows in the global batch.
     """
     keys = parallel.example_keys(key, images.shape[0], axis)
-    own_pixels, own = draw_mix(keys, *images.shape[1:3], rate, beta, cutmix_rate)
+    height, width = images.shape[1:3]
+    own_pixels, own = draw_mix(keys, height, width, rate, beta, cutmix_rate)
     return images * own_pixels + reverse_rows(images, axis) * (1 - own_pixels), own

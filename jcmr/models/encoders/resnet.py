@@ -107,7 +107,8 @@ class ResNet(nn.Module):
         block = BasicBlock if self.depth < 50 else Bottleneck
         x = conv(64, 7, 2, self.dtype, "conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train, axis))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        around: Any = ((1, 1), (1, 1))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=around)
         outputs = [x]
         for stage, num_blocks in enumerate(STAGES[self.depth]):
             for index in range(num_blocks):
