@@ -101,7 +101,7 @@ def convert(
         raise ValueError("The checkpoint does not fit the model: " + "; ".join(problems) + ".")
     leaves = {path: rule.build(*(state[n] for n in rule.names)) for path, rule in rules.items()}
     if expected is not None:
-        flat: Mapping[Path, Any] = traverse_util.flatten_dict(dict(expected))
+        flat: Any = traverse_util.flatten_dict(dict(expected))
         shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
         wrong = [
             f"{' + '.join(rules[path].names)} gives {np.shape(leaf)} for {'/'.join(path)}, "
