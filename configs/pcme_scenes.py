@@ -19,7 +19,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.num_train = 24_000
     config.data.num_test = 1_000
     config.data.captions_per_item = 4
-    config.data.max_words = 20
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.data.crop_size = 48
@@ -62,6 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.keep_checkpoints = 2
 
     config.eval = ConfigDict()
+    config.eval.batch_size = 128
+    config.eval.tile = (128, 512)
     config.eval.best_metric = "dev/t2i/hit@1"
     config.eval.checkpoint = "last"
 

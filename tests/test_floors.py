@@ -1,6 +1,7 @@
 """The import rules of the house, read from the source with ast."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ ADAPTERS = {
     "grain": {"data/loader.py"},
     "tensorboardX": {"train/logging.py"},
 }
-LIGHT = {"jax", "numpy", "jcmr", "flax", "optax", "math", "functools", "typing", "collections"}
+LIGHT = {"jax", "numpy", "jcmr", "flax", "optax", *sys.stdlib_module_names}
 
 
 def imports(path: Path) -> list[str]:

@@ -1,0 +1,288 @@
+"""`python -m jcmr.launch --config=configs/<name>.py [--workdir=...] [--mode=train|eval]`."""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from jcmr.core import parallel
+from jcmr.core.types import Source, Task, Variables
+from jcmr.core.weights import load_weights
+from jcmr.data import image, loader
+from jcmr.data.options import LoaderOptions, pick
+from jcmr.data.records import take
+from jcmr.data.text import fingerprint, make_token_dropping
+from jcmr.eval import retrieval
+from jcmr.train import loop, optim
+from jcmr.train.checkpoint import Checkpoints
+from jcmr.train.logging import RunLog, clock, write_json
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/x.py:smoke.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of config> if unset.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+
+
+def build(config: ml_collections.ConfigDict) -> tuple[Source, Task]:
+    """The data and the system of a config; sizes written 0 are filled in from the data.
+
+    Raises:
+      ValueError: a size in config.model contradicts the data.
+    """
+    source = importlib.import_module(f"jcmr.data.sources.{config.data.source}").make(config.data)
+    for name, size in source.info.items():
+        if name not in config.model:
+            continue
+        if config.model[name] not in (0, size):
+            raise ValueError(
+                f"config.model.{name} is {config.model[name]}, but the data has {size}. Set it to "
+                f"0 to take it from the data, or point config.data at the data it was made for."
+            )
+        config.model[name] = size
+    return source, importlib.import_module(f"jcmr.models.{config.task}").make(config.model)
+
+
+def plan(config: ml_collections.ConfigDict, steps_per_epoch: int) -> list[loop.Stage]:
+    """The stages of a run, in steps."""
+    stages, start = [], 0
+    for fields in config.train.stages:
+        fields = dict(fields)
+        name, num_steps = fields.pop("name"), fields.pop("num_epochs") * steps_per_epoch
+        settings = optim.stage_config(fields)
+
+        def make(params: Any, settings=settings, num_steps=num_steps):
+            return optim.make_optimizer(settings, num_steps, params, steps_per_epoch)
+
+        stages.append(loop.Stage(name, start, start + num_steps, make))
+        start += num_steps
+    return stages
+
+
+def make_reader(config: ml_collections.ConfigDict, source: Source) -> loader.Loader:
+    """The training batches of this host, in memory."""
+    options = pick(LoaderOptions, config.data)
+    drop = make_token_dropping(options.token_drop_rate) if options.token_drop_rate else None
+    return loader.make_loader(
+        source.train,
+        config.train.batch_size,
+        config.seed,
+        workers=options.workers,
+        transform=drop,
+        order=getattr(source, "order", None),
+    )
+
+
+def describe(config: ml_collections.ConfigDict, source: Source) -> dict[str, Any]:
+    """What config.json holds: the resolved config, and what it was resolved against."""
+    return {
+        "config": json.loads(config.to_json()),
+        "data_info": dict(source.info),
+        "vocabulary": fingerprint(getattr(source, "vocabulary", {})),
+    }
+
+
+def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ValueError where a checkpoint cannot serve the model or the data of today."""
+    if saved["vocabulary"] != now["vocabulary"]:
+        raise ValueError(
+            f"The checkpoint was trained with another vocabulary (fingerprint "
+            f"{saved['vocabulary']}, now {now['vocabulary']}): its word vectors would belong to "
+            f"the wrong words. Use the data and vocabulary of the run, or a new --workdir."
+        )
+    for key, value in saved["config"]["model"].items():
+        if now["config"]["model"].get(key) != value:
+            raise ValueError(
+                f"The checkpoint was trained with config.model.{key} = {value!r}, the config now "
+                f"says {now['config']['model'].get(key)!r}. Use the same value, or a new --workdir."
+            )
+
+
+def init_variables(
+    task: Task, config: ml_collections.ConfigDict, source: Source, prepare: Any
+) -> Variables:
+    """Fresh variables; those of config.train.init_from take the place of theirs.
+
+    Raises:
+      ValueError: weights in init_from have no place in this model.
+    """
+    batch = prepare(take(source.train, np.arange(min(2, len(source.train)))))
+    variables = jax.jit(task.init)(jax.random.key(config.seed), batch)
+    if not config.train.init_from:
+        return variables
+    ours = traverse_util.flatten_dict(dict(variables), sep="/")
+    theirs = traverse_util.flatten_dict(load_weights(config.train.init_from), sep="/")
+    for name, value in theirs.items():
+        if name not in ours or ours[name].shape != value.shape:
+            expected = ours[name].shape if name in ours else "no such weight"
+            raise ValueError(
+                f"{config.train.init_from} holds {name} {value.shape}, the model of this config "
+                f"has {expected}. Use the config that the weights were converted for."
+            )
+    logging.info("%d of %d arrays from %s", len(theirs), len(ours), config.train.init_from)
+    return traverse_util.unflatten_dict({**ours, **theirs}, sep="/")
+
+
+def make_evaluate(
+    task: Task, source: Source, split: str, config: ml_collections.ConfigDict, mesh: Mesh
+):
+    """`evaluate(variables)` on a split."""
+    prepare = image.make_prepare(config.data)
+    return retrieval.make_evaluator(task, source.retrieval(split), config.eval, prepare, mesh)
+
+
+def run_train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Trains, or goes on where the last run of `workdir` stopped; then evaluates on the test split.
+
+    Raises:
+      ValueError: the config does not fit the data or the checkpoint.
+    """
+    mesh = parallel.make_mesh()
+    source, task = build(config)
+    reader = make_reader(config, source)
+    stages = plan(config, reader.steps_per_epoch)
+    described = describe(config, source)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.train.keep_checkpoints, config.eval.best_metric
+    )
+    prepare, augment = image.make_prepare(config.data), image.make_augment(config.data)
+    variables = init_variables(task, config, source, prepare)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    logging.info("%s: %.2f M parameters, %d device(s)", config.task, count / 1e6, mesh.size)
+    state, position, saved = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
+    if saved:
+        check_same_run(saved, described)
+        logging.info("resuming %s at step %d", workdir, int(state.step))
+    write_json(workdir / "config.json", described)
+    batches = loader.prefetch(
+        reader, lambda batch: parallel.put_batch(batch, mesh, config.parallel)
+    )
+    if position:
+        batches.set_state(position)
+    intervals = loop.Intervals(
+        config.train.log_steps,
+        config.train.eval_epochs * reader.steps_per_epoch,
+        config.train.checkpoint_steps,
+    )
+    evaluate = make_evaluate(task, source, "dev", config, mesh)
+    log = RunLog(workdir, resumed_at=int(state.step))
+    try:
+        loop.train(
+            task,
+            state,
+            batches,
+            stages,
+            augment,
+            lambda variables: evaluate(variables).metrics,
+            checkpoints,
+            described,
+            log,
+            mesh,
+            intervals,
+            config.train.batch_size,
+            config.parallel,
+        )
+    finally:
+        batches.close()
+        log.close()
+        checkpoints.close()
+    run_eval(config, workdir, source, task)
+
+
+def restore_variables(
+    config: ml_collections.ConfigDict, workdir: Path, source: Source, task: Task, mesh: Mesh
+) -> tuple[Variables, int]:
+    """The variables to evaluate, best or last as the config says, and their step.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint yet.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", best_metric=config.eval.best_metric)
+    step = checkpoints.best() if config.eval.checkpoint == "best" else checkpoints.latest()
+    if step is None:
+        raise FileNotFoundError(
+            f"{checkpoints.folder} holds no finished checkpoint. Train first: python -m "
+            f"jcmr.launch --config=... --workdir={workdir}"
+        )
+    prepare = image.make_prepare(config.data)
+    like = jax.eval_shape(lambda: init_variables(task, config, source, prepare))
+    variables, saved = checkpoints.restore_variables(step, like, mesh)
+    checkpoints.close()
+    check_same_run(saved, describe(config, source))
+    return variables, step
+
+
+def run_eval(config: ml_collections.ConfigDict, workdir: Path, source: Source, task: Task) -> None:
+    """Evaluates a run's checkpoint on the test split: results.json, a table, pictures."""
+    mesh = parallel.make_mesh()
+    variables, step = restore_variables(config, workdir, source, task, mesh)
+    results = make_evaluate(task, source, "test", config, mesh)(variables)
+    write_json(workdir / "results.json", {"step": step, **results.metrics})
+    print(f"\n{config.task} at step {step}, {workdir / 'results.json'}")
+    for name, value in results.metrics.items():
+        print(f"  {name:40s} {value:.4g}")
+
+
+def ours(error: BaseException) -> bool:
+    """Whether the error was raised by a line of jcmr itself: then its message is for people."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs per user, so that a second start does not compile again."""
+    home = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jcmr" / "xla"))
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode; problems that a user can mend end in a sentence and exit status 1."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(None)
+    config = CONFIG.value
+    name = Path(flags.FLAGS["config"].config_filename).stem
+    workdir = Path(WORKDIR.value or f"runs/{name}")
+    enable_compilation_cache()
+    began = time.monotonic()
+    try:
+        if MODE.value == "train":
+            run_train(config, workdir)
+        else:
+            source, task = build(config)
+            run_eval(config, workdir, source, task)
+    except loop.Interrupted as stop:
+        print(f"{stop} Resume with the same command:\n  python -m jcmr.launch {shell_line()}")
+        return
+    except loop.Diverged as error:
+        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        if not ours(error):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+    logging.info("done in %s", clock(time.monotonic() - began))
+
+
+def shell_line() -> str:
+    """The arguments of this process, as they were typed."""
+    return " ".join(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
