@@ -1,6 +1,5 @@
 """`python -m jcmr.launch --config=configs/<name>.py [--workdir=...] [--mode=train|eval]`."""
 
-import hashlib
 import importlib
 import json
 import os
@@ -254,8 +253,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setFormatter(None)
-    config = CONFIG.value
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    # Orbax reports every file that it opens through the same logger.
+    handler.addFilter(lambda record: "orbax" not in record.pathname or record.levelno > 30)
+    config: ml_collections.ConfigDict = CONFIG.value  # pyright: ignore[reportAssignmentType]
     name = Path(flags.FLAGS["config"].config_filename).stem
     workdir = Path(WORKDIR.value or f"runs/{name}")
     enable_compilation_cache()

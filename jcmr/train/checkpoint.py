@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
@@ -143,6 +144,12 @@ class Checkpoints:
         )
         state = restored["state"]
         return {"params": state["params"], **state["mutables"]}, restored["config"]
+
+    def restore_arrays(self, step: int) -> dict[str, np.ndarray]:
+        """Every array of the state of `step` by its path, whatever model it belongs to."""
+        restored = self._restore(step, ocp.args.PyTreeRestore())
+        leaves = jax.tree_util.tree_leaves_with_path(restored["state"])
+        return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
     def _restore(self, step: int, state_args: Any) -> Any:
         others = [s for s in self._manager.all_steps() if s != step]

@@ -1,0 +1,183 @@
+"""The command line, end to end, from real configs shrunk by :smoke."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jcmr.train.checkpoint import Checkpoints
+from jcmr.train.logging import read_records
+
+ROOT = Path(__file__).parents[1]
+SCENES = "configs/pcme_scenes.py:smoke"
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "jcmr.launch", *options]
+
+
+def environment(cache: Path, num_devices: int = 1) -> dict[str, str]:
+    """A process of its own with its own cache and a number of host devices."""
+    return {
+        **os.environ,
+        "XDG_CACHE_HOME": str(cache),
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def run(*options: str, cache: Path, num_devices: int = 1) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*options),
+        cwd=ROOT,
+        env=environment(cache, num_devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache) -> Path:
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    done = run(f"--config={SCENES}", f"--workdir={workdir}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def parameters(workdir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint's variables, by path."""
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    assert config["task"] == "pcme"
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.latest()
+    restored = checkpoints.restore_arrays(step)
+    checkpoints.close()
+    return restored
+
+
+def test_a_run_leaves_what_it_should(finished):
+    results = json.loads((finished / "results.json").read_text())
+    for name in ("test/t2i/hit@1", "test/i2t/hit@1", "test/t2i/r_precision", "test/i2t/r@10"):
+        assert 0 <= results[name] <= 100
+    records = read_records(finished / "metrics.jsonl")
+    assert {r["split"] for r in records} == {"train", "dev"}
+    assert all(np.isfinite(r["loss"]) for r in records if r["split"] == "train")
+    assert list((finished / "tensorboard").iterdir())
+    assert list((finished / "report").glob("*.png"))
+
+
+def test_killed_at_a_random_step_it_ends_with_the_same_parameters(finished, cache, tmp_path):
+    process = subprocess.Popen(
+        command(f"--config={SCENES}", f"--workdir={tmp_path}"),
+        cwd=ROOT,
+        env=environment(cache),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    enough = random.randint(1, 3)
+    deadline = time.monotonic() + 200
+    while len(read_records(tmp_path / "metrics.jsonl")) < enough and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run(f"--config={SCENES}", f"--workdir={tmp_path}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    want, got = parameters(finished), parameters(tmp_path)
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_sigterm_saves_and_says_how_to_resume(cache, tmp_path):
+    process = subprocess.Popen(
+        command(f"--config={SCENES}", f"--workdir={tmp_path}", "--config.train.log_steps=1"),
+        cwd=ROOT,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not read_records(tmp_path / "metrics.jsonl") and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "the state is saved" in said
+    assert f"python -m jcmr.launch --config={SCENES} --workdir={tmp_path}" in said
+
+
+def test_evaluating_again_gives_the_same_numbers(finished, cache):
+    before = json.loads((finished / "results.json").read_text())
+    done = run("--mode=eval", f"--config={SCENES}", f"--workdir={finished}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((finished / "results.json").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([f"--config={SCENES}", "--config.train.batch_sise=3"], "batch_size"),
+        ([f"--config={SCENES}", "--config.train.batch_size=999"], "does not fill one batch"),
+        ([f"--config={SCENES}", "--config.model.vocab_size=7"], "the data has"),
+        ([f"--config={SCENES}", "--mode=eval"], "holds no finished checkpoint"),
+        (["--config=configs/pcme_scenes.py:wrong"], "not :wrong"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(options, words, cache, tmp_path):
+    done = run(*options, f"--workdir={tmp_path}", cache=cache)
+    assert done.returncode != 0
+    assert words in done.stderr + done.stdout
+    assert done.stderr.count("Traceback") == ("wrong" in words or "batch_size" in words)
+
+
+def test_another_model_does_not_fit_the_checkpoint(finished, cache):
+    done = run(
+        f"--config={SCENES}", f"--workdir={finished}", "--config.model.word_dim=8", cache=cache
+    )
+    assert done.returncode == 1
+    assert "cannot be restored" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_going_on_with_other_devices(cache, tmp_path):
+    """Saved by 8 devices, finished by 2."""
+    options = f"--config={SCENES}", f"--workdir={tmp_path}"
+    first = run(*options, "--config.train.stages[0].num_epochs=1", cache=cache, num_devices=8)
+    assert first.returncode == 0, first.stderr
+    assert "8 device(s)" in first.stderr
+    second = run(*options, cache=cache, num_devices=2)
+    assert second.returncode == 0, second.stderr
+    assert "resuming" in second.stderr and "2 device(s)" in second.stderr
+
+
+def test_a_batch_must_divide_over_devices(cache, tmp_path):
+    done = run(
+        f"--config={SCENES}", f"--workdir={tmp_path}", "--config.train.batch_size=30",
+        cache=cache, num_devices=8,
+    )  # fmt: skip
+    assert done.returncode == 1 and "multiple of the number of devices" in done.stderr
+
+
+def test_configs_are_literals():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        space: dict = {"__name__": path.stem}
+        exec(compile(path.read_text(), str(path), "exec"), space)
+        config = space["get_config"]()
+        assert json.loads(config.to_json()), path
+        assert space["get_config"]("smoke").train.batch_size <= config.train.batch_size
