@@ -19,7 +19,7 @@ import optax
 from jax import lax
 
 from jcmr.core import dtypes, parallel
-from jcmr.core.types import Array, Batch, Task, Term, Variables
+from jcmr.core.types import Array, Batch, Task, Term, Terms, Variables
 from jcmr.losses.targets import Side, Targets, pair_targets
 from jcmr.models.encoders import resnet
 from jcmr.models.encoders.compact import CompactNet
@@ -335,30 +335,67 @@ def flat_captions(batch: Batch) -> tuple[Array, Array | None, int]:
     return text.reshape(flat, text.shape[2]), code, text.shape[1]
 
 
-def matching_terms(
-    image: Gaussian,
-    caption: Gaussian,
-    targets: Targets,
-    shift: Array,
-    scale: Array,
-    cfg: Config,
-) -> Array:
-    """Negative log likelihood of each pair [n, m]."""
-    if cfg.method == "pcme":
-        log_match, log_mismatch = log_match_probability(
-            image.samples, caption.samples, shift, scale
-        )
-        return -(targets.positive * log_match + (1 - targets.positive) * log_mismatch)
-    logits = shift - scale * csd(image, caption)
-    return optax.sigmoid_binary_cross_entropy(logits, targets.positive)
+class Embedded(NamedTuple):
+    """A batch as the objective sees it."""
+
+    image: Gaussian
+    caption: Gaussian
+    image_scale: Array | None
+    """What the heads gave, [b, d]."""
+    caption_scale: Array | None
+    images: Side
+    captions: Side
+    own_share: Array
+    """[b], what an image kept of itself when images were mixed."""
 
 
-def log_match_probability(x: Array, y: Array, shift: Array, scale: Array):
+def embed_batch(
+    model: PCME, variables: Variables, batch: Batch, key: Array, axis: str | None
+) -> tuple[Embedded, Mapping[str, Any]]:
+    """Both towers in training; also the new values of the mutable collections."""
+    cfg = model.cfg
+    text, caption_code, num_captions = flat_captions(batch)
+    rows = len(batch["text"])
+    image_key, text_key, mix_key = jax.random.split(key, 3)
+    image_keys = parallel.example_keys(image_key, rows, axis)
+    text_keys = parallel.example_keys(text_key, len(text), axis)
+    own_share = jnp.ones(rows)
+    if cfg.mix_rate:
+        mixed, own_share = mix_images(batch["image"], mix_key, axis, cfg.mix_rate)
+        batch = {**batch, "image": mixed}
+    image, mutables = model.apply(
+        variables,
+        batch,
+        train=True,
+        axis=axis,
+        keys=image_keys,
+        method="embed_image",
+        mutable=["batch_stats"],
+    )
+    caption: Any = model.apply(variables, text, text_keys, method="embed_text")
+    row = parallel.first_row(rows, axis) + jnp.arange(rows)
+    ids = batch.get("id")
+    return Embedded(
+        draw(image, fold(image_keys, NOISE), cfg),
+        draw(caption, fold(text_keys, NOISE), cfg),
+        image.log_scale,
+        caption.log_scale,
+        Side(row, ids, batch.get("scene_code")),
+        Side(
+            jnp.repeat(row, num_captions),
+            None if ids is None else jnp.repeat(ids, num_captions),
+            caption_code,
+        ),
+        own_share,
+    ), mutables
+
+
+def log_match_probability(x: Array, y: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
     """(log p, log(1 - p)) of pairs [n, m] from samples [n, k, d] and [m, k, d]."""
     squared = (
         jnp.sum(x * x, -1)[:, None, :, None]
         + jnp.sum(y * y, -1)[None, :, None, :]
-        - 2 * jnp.einsum("nkd,mld->nmkl", x, y)
+        - 2 * jnp.einsum("nkd,mld->nmkl", x, y, precision=dtypes.HIGHEST)
     )
     distance = jnp.sqrt(jnp.maximum(squared, 0.0) + 1e-6)
     logits = 2 * (shift - scale * distance)
@@ -369,8 +406,116 @@ def log_match_probability(x: Array, y: Array, shift: Array, scale: Array):
 
 def csd(x: Gaussian, y: Gaussian) -> Array:
     """Expected squared distance of samples, [n, m]."""
-    mean = jnp.sum(x.mean**2, -1)[:, None] + jnp.sum(y.mean**2, -1) - 2 * x.mean @ y.mean.T
+    dot = jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
+    mean = jnp.sum(x.mean**2, -1)[:, None] + jnp.sum(y.mean**2, -1) - 2 * dot
     return mean + jnp.exp(x.log_var).sum(-1)[:, None] + jnp.exp(y.log_var).sum(-1)
+
+
+def divergence(gaussian: Gaussian, log_scale: Array, official: bool) -> Array:
+    """Sum over items of KL(item || N(0, I)); see `Config.official_vib`."""
+    mean = gaussian.samples.mean(1) if official else gaussian.mean
+    log_var = log_scale if official else gaussian.log_var
+    return -0.5 * jnp.sum(1 + log_var - mean**2 - jnp.exp(log_var))
+
+
+def uniformity(samples: Array, key: Array) -> Array:
+    """Log mean over pairs i < j of exp(-2 |x_i - x_j|^2), of at most 128 of the samples [n, d]."""
+    if samples.shape[0] > 128:
+        samples = samples[jax.random.randint(key, (128,), 0, samples.shape[0])]
+    squared = jnp.sum((samples[:, None] - samples[None, :]) ** 2, -1)
+    first, second = jnp.triu_indices(samples.shape[0], 1)
+    return jax.nn.logsumexp(-2 * squared[first, second]) - jnp.log(len(first))
+
+
+def cross_entropy(logits: Array, targets: Targets) -> Array:
+    """Sum over rows of the cross-entropy of columns, where matches share a row's target."""
+    logits = jnp.where(targets.valid, logits, -jnp.inf)
+    share = jnp.where(targets.valid, targets.positive, 0.0)
+    share = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
+    log_probability = jax.nn.log_softmax(logits, axis=1)
+    return -jnp.sum(jnp.where(targets.valid, share * log_probability, 0.0))
+
+
+def pseudo_positives(logits: Array, targets: Targets) -> Targets:
+    """Columns that score at least as high as the row's own become as positive as it is."""
+    own = jnp.argmax(targets.positive, axis=1)[:, None]
+    own_logit = jnp.take_along_axis(logits, own, axis=1)
+    own_target = jnp.take_along_axis(targets.positive, own, axis=1)
+    return targets._replace(positive=jnp.where(logits >= own_logit, own_target, targets.positive))
+
+
+def pair_sum(losses: Array, targets: Targets) -> Array:
+    """Sum of losses [n, m] over the pairs that count."""
+    return jnp.sum(jnp.where(targets.valid, losses, 0.0))
+
+
+def objective_terms(
+    here: Embedded, criterion: Mapping[str, Array], cfg: Config, key: Array, axis: str | None
+) -> Terms:
+    """The parts of the objective: this device's items against those of all devices."""
+    everywhere = parallel.all_gather(here, axis)
+    one = 1.0 / (1 if axis is None else lax.axis_size(axis))  # adds up to 1 over devices
+    shift, scale = criterion["shift"], criterion["negative_scale"]
+
+    def targets(images: Embedded, captions: Embedded) -> Targets:
+        return pair_targets(
+            images.images,
+            captions.captions,
+            cfg.duplicates,
+            cfg.mask_true_positives,
+            images.own_share if cfg.mix_rate else None,
+            len(everywhere.own_share),
+            cfg.label_smoothing,
+        )
+
+    to_text = targets(here, everywhere)
+    to_image = Targets(*(x.T for x in targets(everywhere, here)))
+    num_images, num_captions = len(here.image.mean), len(here.caption.mean)
+    pair_counts = {"captions": num_captions, "pairs": jnp.sum(to_text.valid), "sum": one}
+    count, twice = pair_counts[cfg.reduction], 2.0 if cfg.both_directions else 1.0
+    terms = {}
+
+    if cfg.method == "pcme":
+        log_match, log_mismatch = log_match_probability(
+            here.image.samples, everywhere.caption.samples, shift, scale
+        )
+        losses = -(to_text.positive * log_match + (1 - to_text.positive) * log_mismatch)
+        terms["match"] = Term(pair_sum(losses, to_text), count, twice)
+    elif cfg.method == "pcmepp":
+        logits = shift - scale * csd(here.image, everywhere.caption)
+        losses = optax.sigmoid_binary_cross_entropy(logits, to_text.positive)
+        terms["match"] = Term(pair_sum(losses, to_text), count, twice)
+        if cfg.pseudo_positive_weight:
+            other_logits = shift - scale * csd(here.caption, everywhere.image)
+            total = 0.0
+            for x, y in ((logits, to_text), (other_logits, to_image)):
+                losses = optax.sigmoid_binary_cross_entropy(x, pseudo_positives(x, y).positive)
+                total += pair_sum(losses, y)
+            terms["pseudo_positive"] = Term(total, count, cfg.pseudo_positive_weight)
+    else:
+        for name, x, y, pairs in (
+            ("image_to_text", here.image, everywhere.caption, to_text),
+            ("text_to_image", here.caption, everywhere.image, to_image),
+        ):
+            logits = scale * jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
+            terms[name] = Term(cross_entropy(logits, pairs), len(x.mean), 0.5)
+
+    if here.image_scale is not None and here.caption_scale is not None:
+        for name, gaussian, log_scale, rows in (
+            ("vib_image", here.image, here.image_scale, num_images),
+            ("vib_text", here.caption, here.caption_scale, num_captions),
+        ):
+            counts = {"captions": rows, "pairs": gaussian.mean.size, "sum": one}
+            kl = divergence(gaussian, log_scale, cfg.official_vib)
+            terms[name] = Term(kl, counts[cfg.reduction], cfg.vib_weight)
+            spread = jnp.sum(uncertainty(gaussian))
+            terms[name.replace("vib", "log_var")] = Term(spread, rows, 0.0)
+    if cfg.uniform_weight:
+        samples = (everywhere.image.samples, everywhere.caption.samples)
+        flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in samples])
+        terms["uniformity"] = Term(uniformity(flat, key) * one, one, cfg.uniform_weight)
+    terms["shift"], terms["negative_scale"] = Term(shift, 1.0, 0.0), Term(scale, 1.0, 0.0)
+    return terms
 
 
 def with_word_vectors(variables: Variables, vectors: np.ndarray, found: np.ndarray) -> Variables:
@@ -402,70 +547,17 @@ def make(cfg: Mapping[str, Any]) -> Task:
         return jax.jit(model.init)(key, one, text)
 
     def loss(variables: Variables, batch: Batch, key: Array, axis: str | None):
-        text, caption_code, num_captions = flat_captions(batch)
-        rows = len(batch["text"])
-        num_devices = 1 if axis is None else lax.axis_size(axis)
-        image_key, text_key, mix_key, uniform_key = jax.random.split(key, 4)
-        image_keys = parallel.example_keys(image_key, rows, axis)
-        text_keys = parallel.example_keys(text_key, len(text), axis)
-        own_share = None
-        if config.mix_rate:
-            mixed, own_share = mix_images(batch["image"], mix_key, axis, config.mix_rate)
-            batch = {**batch, "image": mixed}
-
-        outputs, mutables = model.apply(
-            variables,
-            batch,
-            train=True,
-            axis=axis,
-            keys=image_keys,
-            method="embed_image",
-            mutable=["batch_stats"],
-        )
-        image = draw(outputs, fold(image_keys, NOISE), config)
-        outputs = model.apply(variables, text, text_keys, method="embed_text")
-        caption = draw(outputs, fold(text_keys, NOISE), config)
-
-        row = parallel.first_row(rows, axis) + jnp.arange(rows)
-        images = Side(row, batch.get("id"), batch.get("scene_code"))
-        captions = Side(
-            jnp.repeat(row, num_captions),
-            None if images.id is None else jnp.repeat(images.id, num_captions),
-            caption_code,
-        )
-        gathered, gathered_side = parallel.all_gather((caption, captions), axis)
-        targets = pair_targets(
-            images,
-            gathered_side,
-            config.duplicates,
-            config.mask_true_positives,
-            own_share,
-            rows * num_devices,
-            config.label_smoothing,
-        )
+        embed_key, uniform_key = jax.random.split(key)
+        embedded, mutables = embed_batch(model, variables, batch, embed_key, axis)
         criterion = variables["params"]["criterion"]
-        losses = matching_terms(
-            image, gathered, targets, criterion["shift"], criterion["negative_scale"], config
-        )
-        total = jnp.sum(jnp.where(targets.valid, losses, 0.0))
-        counts = {"captions": len(text), "pairs": targets.valid.sum(), "sum": 1 / num_devices}
-        terms = {
-            "match": Term(total, counts[config.reduction], 2.0 if config.both_directions else 1.0)
-        }
-        if not config.deterministic and config.vib_weight:
-            kl = sum(
-                -0.5 * jnp.sum(1 + g.log_var - g.mean**2 - jnp.exp(g.log_var))
-                for g in (image, caption)
-            )
-            terms["vib"] = Term(kl, counts[config.reduction], config.vib_weight)
-        return terms, mutables
+        return objective_terms(embedded, criterion, config, uniform_key, axis), mutables
 
     def encode_image(variables: Variables, inputs: Batch) -> Gaussian:
-        outputs = model.apply(variables, inputs, method="embed_image")
+        outputs: Any = model.apply(variables, inputs, method="embed_image")
         return draw(outputs, item_keys(inputs, len(outputs.mean), 0), config)
 
     def encode_text(variables: Variables, inputs: Batch) -> Gaussian:
-        outputs = model.apply(variables, inputs["text"], method="embed_text")
+        outputs: Any = model.apply(variables, inputs["text"], method="embed_text")
         return draw(outputs, item_keys(inputs, len(outputs.mean), 1), config)
 
     def score(variables: Variables, query: Gaussian, gallery: Gaussian) -> Array:
