@@ -26,7 +26,7 @@ from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
 from jcmr.eval import retrieval
-from jcmr.train import loop, optim
+from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import RunLog, clock, write_json
 
@@ -114,6 +114,8 @@ def init_variables(
 ) -> Variables:
     """Fresh variables; those of config.train.init_from take the place of theirs.
 
+    That is a folder of weights, or "cca" for the closed-form start of `train.linear_start`.
+
     Raises:
       ValueError: weights in init_from have no place in this model.
     """
@@ -121,6 +123,10 @@ def init_variables(
     variables = jax.jit(task.init)(jax.random.key(config.seed), batch)
     if not config.train.init_from:
         return variables
+    if config.train.init_from == "cca":
+        start = linear_start.fit(source.train, source.info["vocab_size"], config.train.cca)
+        module = importlib.import_module(f"jcmr.models.{config.task}")
+        return module.with_linear_start(variables, start)
     ours = traverse_util.flatten_dict(dict(variables), sep="/")
     theirs = traverse_util.flatten_dict(load_weights(config.train.init_from), sep="/")
     for name, value in theirs.items():
@@ -217,7 +223,8 @@ def restore_variables(
             f"jcmr.launch --config=... --workdir={workdir}"
         )
     prepare = image.make_prepare(config.data)
-    like = jax.eval_shape(lambda: init_variables(task, config, source, prepare))
+    batch = prepare(take(source.train, np.arange(1)))
+    like = jax.eval_shape(task.init, jax.random.key(0), batch)
     variables, saved = checkpoints.restore_variables(step, like, mesh)
     checkpoints.close()
     check_same_run(saved, describe(config, source))

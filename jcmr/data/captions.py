@@ -113,6 +113,8 @@ class CaptionSource:
     vocabulary: Mapping[str, int]
     max_words: int
     make_split: Callable[[str], RetrievalSplit]
+    stem: bool = False
+    """Whether words were stemmed."""
 
     def retrieval(self, split: str) -> RetrievalSplit:
         """The galleries of `split`, usually "dev" or "test"."""
@@ -120,4 +122,6 @@ class CaptionSource:
 
     def tokenize(self, captions: Sequence[str]) -> np.ndarray:
         """Token ids as the model was trained on, int32 [n, max_words]; for free text queries."""
-        return encode_all([tokenize(c) for c in captions], self.vocabulary, self.max_words)
+        return encode_all(
+            [tokenize(c, self.stem) for c in captions], self.vocabulary, self.max_words
+        )

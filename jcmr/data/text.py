@@ -58,23 +58,37 @@ def splitter() -> tuple[Any, Any]:
     return PunktSentenceTokenizer(parameters), NLTKWordTokenizer()
 
 
-def tokenize(caption: str) -> list[str]:
-    """Lower-cased Penn Treebank tokens, punctuation kept, as nltk's word_tokenize gives them."""
+@functools.cache
+def stemmer() -> Callable[[str], str]:
+    """The Snowball stemmer of English: dogs and dog are one word. For small data."""
+    from nltk.stem import SnowballStemmer
+
+    return functools.cache(SnowballStemmer("english").stem)
+
+
+def tokenize(caption: str, stem: bool = False) -> list[str]:
+    """Lower-cased Penn Treebank tokens, punctuation kept, as nltk's word_tokenize gives them.
+
+    With `stem` their endings are cut off.
+    """
     sentences, words = splitter()
-    return [
+    tokens = [
         token
         for sentence in sentences.tokenize(caption.lower())
         for token in words.tokenize(sentence)
     ]
+    return [stemmer()(token) for token in tokens] if stem else tokens
 
 
-def tokenize_captions(captions: Sequence[str], path: str | Path, first_line: int = 1):
+def tokenize_captions(
+    captions: Sequence[str], path: str | Path, first_line: int = 1, stem: bool = False
+) -> list[list[str]]:
     """Tokens of each caption of a file, where every line must hold one.
 
     Raises:
       ValueError: a caption without tokens; names file and line.
     """
-    tokens = [tokenize(caption) for caption in captions]
+    tokens = [tokenize(caption, stem) for caption in captions]
     for number, words in enumerate(tokens, first_line):
         if not words:
             raise empty_caption(path, number)

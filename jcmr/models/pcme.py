@@ -22,6 +22,7 @@ from jcmr.core import dtypes, parallel
 from jcmr.core.types import Array, Batch, Task, Term, Terms, Variables
 from jcmr.losses.targets import Side, Targets, pair_targets
 from jcmr.models.encoders import resnet
+from jcmr.models.encoders.bag import BagOfWords
 from jcmr.models.encoders.compact import CompactNet
 from jcmr.models.encoders.gru import BiGRU, read_out
 from jcmr.models.encoders.norm import unit_length
@@ -42,6 +43,8 @@ class Config:
 
     image: str = "resnet50"
     """"resnet18" ... "resnet152", "compact", or "regions" for precomputed features."""
+    text: str = "gru"
+    """"gru", the recurrent tower of the paper, or "bag" of words for small data."""
     vocab_size: int = 0
     word_dim: int = 300
     embed_dim: int = 1024
@@ -103,6 +106,7 @@ PARITY = {
 }
 CHOICES = {
     "image": (*(f"resnet{depth}" for depth in resnet.STAGES), "compact", "regions"),
+    "text": ("gru", "bag"),
     "method": ("pcme", "pcmepp", "infonce"),
     "score": ("matching_prob", "matmul", "csd", "cosine"),
     "reduction": ("captions", "pairs", "sum"),
@@ -238,6 +242,23 @@ class TextTower(nn.Module):
         return Outputs(unit_length(out), log_scale, attention, residual, uncertainty_attention)
 
 
+class BagTower(nn.Module):
+    """From the words of a text, whatever their order, to a Gaussian."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
+        """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
+        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        size = cfg.vocab_size, cfg.embed_dim, cfg.input_dropout_rate
+        mean = BagOfWords(*size, dtype=dtype, name="mean")(text, keys)
+        log_scale = None
+        if not cfg.deterministic:
+            log_scale = BagOfWords(*size, cfg.log_scale_start, dtype, name="log_scale")(text, keys)
+        return Outputs(unit_length(mean), log_scale, None, None, None)
+
+
 class Criterion(nn.Module):
     """The two scalars that turn a distance into a logit, learned with the towers."""
 
@@ -261,7 +282,7 @@ class PCME(nn.Module):
     def setup(self) -> None:
         """Names the parts: params/{image,text,criterion}."""
         self.image = ImageTower(self.cfg)
-        self.text = TextTower(self.cfg)
+        self.text = (BagTower if self.cfg.text == "bag" else TextTower)(self.cfg)
         self.criterion = Criterion(self.cfg)
 
     def __call__(self, inputs: Batch, text: Array) -> None:
@@ -534,6 +555,35 @@ def with_word_vectors(variables: Variables, vectors: np.ndarray, found: np.ndarr
     table = jnp.where(found[:, None], vectors, table)
     text = {**params["text"], "embed": {"embedding": table}}
     return {**variables, "params": {**params, "text": text}}
+
+
+def with_linear_start(variables: Variables, start: Any) -> Variables:
+    """Variables whose towers begin as the linear maps of `train.linear_start.LinearStart`.
+
+    Raises:
+      ValueError: the towers of the config are not linear.
+    """
+    params = variables["params"]
+    if "mean" not in params["text"] or "pie_net" in params["image"]["head"]:
+        raise ValueError(
+            "config.train.init_from = 'cca' needs config.model.image = 'regions', "
+            "config.model.text = 'bag' and config.model.attention = False."
+        )
+    fc = {"kernel": start.image_kernel, "bias": start.image_bias}
+    words = {
+        "embed": {"embedding": start.word_vectors},
+        "weights": start.word_weights,
+        "bias": start.text_bias,
+    }
+    new = {
+        **params,
+        "image": {**params["image"], "head": {**params["image"]["head"], "fc": fc}},
+        "text": {**params["text"], "mean": words},
+    }
+    if "log_scale" in params["text"]:
+        new["text"]["log_scale"] = {**params["text"]["log_scale"], "weights": start.word_weights}
+    new = jax.tree.map(lambda old, x: jnp.asarray(x, old.dtype).reshape(old.shape), params, new)
+    return {**variables, "params": new}
 
 
 def make(cfg: Mapping[str, Any]) -> Task:

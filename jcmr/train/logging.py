@@ -47,7 +47,8 @@ class RunLog:
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            tag = name if name.startswith(f"{split}/") else f"{split}/{name}"
+            self._board.add_scalar(tag.replace("@", "_at_"), value, step)
 
     def close(self) -> None:
         """Flushes and closes both."""

@@ -30,6 +30,8 @@ class PrecompOptions(NamedTuple):
     vocabulary: str = ""
     """A vocabulary file; empty builds one from the training captions."""
     min_count: int = 1
+    stem: bool = False
+    """Cuts the endings of words off, which small data needs."""
 
 
 def missing(path: Path) -> FileNotFoundError:
@@ -139,7 +141,7 @@ class Split(NamedTuple):
     names: list[str]
 
 
-def read_split(root: Path, split: str, captions_per_image: int) -> Split:
+def read_split(root: Path, split: str, captions_per_image: int, stem: bool = False) -> Split:
     """Opens a split and checks that its files belong together.
 
     Raises:
@@ -151,7 +153,7 @@ def read_split(root: Path, split: str, captions_per_image: int) -> Split:
         raise missing(captions_path)
     array = open_features(path)
     captions = text.read_lines(captions_path)
-    tokens = text.tokenize_captions(captions, captions_path)
+    tokens = text.tokenize_captions(captions, captions_path, stem=stem)
     rows, k = len(array), captions_per_image
     if len(captions) not in (rows, k * rows):
         raise ValueError(
@@ -185,7 +187,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
     """
     config = unpack(PrecompOptions, cfg)
     root = Path(config.dir)
-    train = read_split(root, "train", config.captions_per_image)
+    train = read_split(root, "train", config.captions_per_image, config.stem)
     shape = train.images.array.shape[1:]
     if config.vocabulary:
         vocabulary = text.load_vocabulary(config.vocabulary)
@@ -193,7 +195,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
         vocabulary = text.build_vocabulary(train.tokens, config.min_count)
 
     def make_split(name: str) -> RetrievalSplit:
-        split = read_split(root, name, config.captions_per_image)
+        split = read_split(root, name, config.captions_per_image, config.stem)
         found = split.images.array.shape[1:]
         if found != shape:
             raise ValueError(
@@ -207,4 +209,4 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
     ids = text.encode_all(train.tokens, vocabulary, config.max_words)
     pairs = CaptionPairs(train.images, ids, train.owner, config.captions_per_item)
     info = {"vocab_size": len(vocabulary), "num_regions": shape[0], "feature_dim": shape[1]}
-    return CaptionSource(info, pairs, vocabulary, config.max_words, make_split)
+    return CaptionSource(info, pairs, vocabulary, config.max_words, make_split, config.stem)
