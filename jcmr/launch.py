@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from flax import traverse_util
@@ -19,23 +18,26 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jcmr.core import parallel
-from jcmr.core.types import Source, Task, Variables
+from jcmr.core.types import RetrievalSplit, Source, Task, Variables
 from jcmr.core.weights import load_weights
 from jcmr.data import image, loader
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
-from jcmr.eval import retrieval
+from jcmr.eval import report, retrieval, table
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
-from jcmr.train.logging import RunLog, clock, write_json
+from jcmr.train.logging import RunLog, clock, read_records, write_json
+
+Config = Any
+"""An ml_collections.ConfigDict, whose fields a type checker cannot know."""
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/x.py:smoke.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of config> if unset.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
 
-def build(config: ml_collections.ConfigDict) -> tuple[Source, Task]:
+def build(config: Config) -> tuple[Source, Task]:
     """The data and the system of a config; sizes written 0 are filled in from the data.
 
     Raises:
@@ -54,7 +56,7 @@ def build(config: ml_collections.ConfigDict) -> tuple[Source, Task]:
     return source, importlib.import_module(f"jcmr.models.{config.task}").make(config.model)
 
 
-def plan(config: ml_collections.ConfigDict, steps_per_epoch: int) -> list[loop.Stage]:
+def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:
     """The stages of a run, in steps."""
     stages, start = [], 0
     for fields in config.train.stages:
@@ -70,7 +72,7 @@ def plan(config: ml_collections.ConfigDict, steps_per_epoch: int) -> list[loop.S
     return stages
 
 
-def make_reader(config: ml_collections.ConfigDict, source: Source) -> loader.Loader:
+def make_reader(config: Config, source: Source) -> loader.Loader:
     """The training batches of this host, in memory."""
     options = pick(LoaderOptions, config.data)
     drop = make_token_dropping(options.token_drop_rate) if options.token_drop_rate else None
@@ -84,7 +86,7 @@ def make_reader(config: ml_collections.ConfigDict, source: Source) -> loader.Loa
     )
 
 
-def describe(config: ml_collections.ConfigDict, source: Source) -> dict[str, Any]:
+def describe(config: Config, source: Source) -> dict[str, Any]:
     """What config.json holds: the resolved config, and what it was resolved against."""
     return {
         "config": json.loads(config.to_json()),
@@ -109,9 +111,7 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def init_variables(
-    task: Task, config: ml_collections.ConfigDict, source: Source, prepare: Any
-) -> Variables:
+def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> Variables:
     """Fresh variables; those of config.train.init_from take the place of theirs.
 
     That is a folder of weights, or "cca" for the closed-form start of `train.linear_start`.
@@ -127,8 +127,10 @@ def init_variables(
         start = linear_start.fit(source.train, source.info["vocab_size"], config.train.cca)
         module = importlib.import_module(f"jcmr.models.{config.task}")
         return module.with_linear_start(variables, start)
-    ours = traverse_util.flatten_dict(dict(variables), sep="/")
-    theirs = traverse_util.flatten_dict(load_weights(config.train.init_from), sep="/")
+    ours: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
+    theirs: dict[str, Any] = traverse_util.flatten_dict(
+        load_weights(config.train.init_from), sep="/"
+    )
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
             expected = ours[name].shape if name in ours else "no such weight"
@@ -140,15 +142,13 @@ def init_variables(
     return traverse_util.unflatten_dict({**ours, **theirs}, sep="/")
 
 
-def make_evaluate(
-    task: Task, source: Source, split: str, config: ml_collections.ConfigDict, mesh: Mesh
-):
+def make_evaluate(task: Task, split: RetrievalSplit, config: Config, mesh: Mesh):
     """`evaluate(variables)` on a split."""
     prepare = image.make_prepare(config.data)
-    return retrieval.make_evaluator(task, source.retrieval(split), config.eval, prepare, mesh)
+    return retrieval.make_evaluator(task, split, config.eval, prepare, mesh)
 
 
-def run_train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run_train(config: Config, workdir: Path) -> None:
     """Trains, or goes on where the last run of `workdir` stopped; then evaluates on the test split.
 
     Raises:
@@ -182,7 +182,7 @@ def run_train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         config.train.eval_epochs * reader.steps_per_epoch,
         config.train.checkpoint_steps,
     )
-    evaluate = make_evaluate(task, source, "dev", config, mesh)
+    evaluate = make_evaluate(task, source.retrieval("dev"), config, mesh)
     log = RunLog(workdir, resumed_at=int(state.step))
     try:
         loop.train(
@@ -208,7 +208,7 @@ def run_train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def restore_variables(
-    config: ml_collections.ConfigDict, workdir: Path, source: Source, task: Task, mesh: Mesh
+    config: Config, workdir: Path, source: Source, task: Task, mesh: Mesh
 ) -> tuple[Variables, int]:
     """The variables to evaluate, best or last as the config says, and their step.
 
@@ -231,15 +231,17 @@ def restore_variables(
     return variables, step
 
 
-def run_eval(config: ml_collections.ConfigDict, workdir: Path, source: Source, task: Task) -> None:
+def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     """Evaluates a run's checkpoint on the test split: results.json, a table, pictures."""
     mesh = parallel.make_mesh()
     variables, step = restore_variables(config, workdir, source, task, mesh)
-    results = make_evaluate(task, source, "test", config, mesh)(variables)
+    split = source.retrieval("test")
+    results = make_evaluate(task, split, config, mesh)(variables)
     write_json(workdir / "results.json", {"step": step, **results.metrics})
-    print(f"\n{config.task} at step {step}, {workdir / 'results.json'}")
-    for name, value in results.metrics.items():
-        print(f"  {name:40s} {value:.4g}")
+    report.draw(workdir / "report", read_records(workdir / "metrics.jsonl"), split, results)
+    print(f"\n{config.task} at step {step} on {split.name}, {workdir / 'results.json'}\n")
+    print(table.metrics_table(results.metrics))
+    print(f"\nPictures: {workdir / 'report'}")
 
 
 def ours(error: BaseException) -> bool:
@@ -251,7 +253,7 @@ def ours(error: BaseException) -> bool:
 def enable_compilation_cache() -> None:
     """Keeps compiled programs per user, so that a second start does not compile again."""
     home = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jcmr" / "xla"))
 
 
@@ -264,8 +266,9 @@ def main(argv: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every file that it opens through the same logger.
     handler.addFilter(lambda record: "orbax" not in record.pathname or record.levelno > 30)
-    config: ml_collections.ConfigDict = CONFIG.value  # pyright: ignore[reportAssignmentType]
-    name = Path(flags.FLAGS["config"].config_filename).stem
+    config: Config = CONFIG.value
+    flag: Any = flags.FLAGS["config"]
+    name = Path(flag.config_filename).stem
     workdir = Path(WORKDIR.value or f"runs/{name}")
     enable_compilation_cache()
     began = time.monotonic()

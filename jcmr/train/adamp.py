@@ -92,10 +92,10 @@ def scale_by_adamp(
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return AdamPState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
-    def update(grads: Any, state: AdamPState, params: Any = None):
+    def update(grads: Any, state: Any, params: Any = None, **_: Any):
         if params is None:
             raise ValueError("AdamP projects updates off the parameters: pass them to update().")
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
 

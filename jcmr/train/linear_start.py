@@ -58,7 +58,7 @@ def cca(x: np.ndarray, y: np.ndarray, dim: int, reg_x: float, reg_y: float):
     return a, scipy.linalg.solve_triangular(right.T, vt[:dim].T), s[:dim]
 
 
-def count_words(text: np.ndarray, vocab_size: int) -> scipy.sparse.csr_matrix:
+def count_words(text: np.ndarray, vocab_size: int) -> Any:
     """Word counts of texts [n, t] of ids, sparse [n, v]; padding, start and end do not count."""
     row = np.repeat(np.arange(len(text)), text.shape[1])
     column = text.reshape(-1)
@@ -68,7 +68,7 @@ def count_words(text: np.ndarray, vocab_size: int) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((ones, (row[kept], column[kept])), shape)
 
 
-def unit_rows(x: Any) -> scipy.sparse.csr_matrix:
+def unit_rows(x: Any) -> Any:
     """Rows of a sparse matrix at unit length; empty ones stay."""
     norm = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
     return scipy.sparse.diags(1 / np.where(norm > 0, norm, 1)) @ x
@@ -107,8 +107,8 @@ def fit(records: RandomAccess, vocab_size: int, cfg: Mapping[str, Any]) -> Linea
     counts = count_words(text.reshape(len(image), -1), vocab_size)
     _, document = np.unique(owner, return_inverse=True)
     grouping = scipy.sparse.csr_matrix((np.ones(len(owner)), (document, np.arange(len(owner)))))
-    documents = grouping @ counts
-    num_documents = documents.shape[0]
+    documents: Any = grouping @ counts
+    num_documents = int(documents.shape[0])
     if min(num_documents, *image.shape[1:]) <= max(cfg["topics"], cfg["dim"]):
         raise ValueError(
             f"{num_documents} images of width {image.shape[1]} are too few for {cfg['topics']} "
@@ -117,9 +117,9 @@ def fit(records: RandomAccess, vocab_size: int, cfg: Mapping[str, Any]) -> Linea
     idf = np.log((1 + num_documents) / (1 + (documents > 0).sum(axis=0))) + 1
     idf = np.where(np.asarray(counts.sum(axis=0)) > 0, np.asarray(idf), 0.0).ravel()
     documents.data = 1 + np.log(documents.data)
-    weighted = unit_rows(documents @ scipy.sparse.diags(idf))
+    weighted: Any = unit_rows(documents @ scipy.sparse.diags(idf))
     start = np.random.default_rng(0).standard_normal(min(weighted.shape))
-    _, _, topics = scipy.sparse.linalg.svds(weighted, k=cfg["topics"], v0=start)
+    topics: Any = scipy.sparse.linalg.svds(weighted, k=cfg["topics"], v0=start)[2]
     captions = unit_rows(counts @ scipy.sparse.diags(idf)) @ topics.T
     mean_x, mean_y = image.mean(axis=0), captions.mean(axis=0)
     a, b, correlation = cca(

@@ -159,7 +159,7 @@ def load_items(split: str, num: int, options: Options) -> dict[str, np.ndarray]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
-        np.savez(file, **items)
+        np.savez(file, allow_pickle=False, **items)
     partial.replace(path)
     return items
 

@@ -1,0 +1,174 @@
+"""The pictures of a run: learning curves, retrievals, and what its uncertainty is worth."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from jcmr.core.types import RetrievalSplit
+from jcmr.eval.retrieval import Results, spearman
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#718096"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+NUM_QUERIES, NUM_SHOWN = 4, 5
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes and closes a figure."""
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The objective's terms in training, and the retrieval metrics on the dev split, by step."""
+    train = [r for r in records if r["split"] == "train"]
+    dev = [r for r in records if r["split"] == "dev"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    left.plot([r["step"] for r in train], [r["loss"] for r in train], color=BLUE)
+    left.set(title="training objective", xlabel="step", yscale="log")
+    names = [n for n in dev[0] if n.endswith(("hit@1", "r@1"))] if dev else []
+    exact = [n for n in names if n.endswith("/hit@1")]
+    for name, colour in zip(exact or names, (BLUE, ORANGE, GREEN, RED)):
+        right.plot([r["step"] for r in dev], [r[name] for r in dev], "o-", ms=3, label=name)
+        right.lines[-1].set_color(colour)
+    right.set(title="dev split", xlabel="step")
+    if names:
+        right.legend()
+    save(figure, path)
+
+
+def frame(axis: Any, hit: bool | None) -> None:
+    """A border that says whether what is inside matches; none for a query."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set(visible=hit is not None, linewidth=2.5, color=GREEN if hit else RED)
+
+
+def show_text(axis: Any, words: str, hit: bool | None, width: int = 22) -> None:
+    """A caption in a box."""
+    colour = "black" if hit is None else GREEN if hit else RED
+    axis.text(
+        0.5, 0.5, textwrap.fill(words, width), ha="center", va="center", size=8, color=colour,
+        transform=axis.transAxes,
+    )  # fmt: skip
+    frame(axis, hit)
+
+
+def show_image(axis: Any, pixels: np.ndarray, hit: bool | None) -> None:
+    """A picture."""
+    axis.imshow(pixels, interpolation="nearest" if len(pixels) < 128 else "antialiased")
+    frame(axis, hit)
+
+
+def draw_retrievals(split: RetrievalSplit, results: Results, path: Path) -> None:
+    """The five best captions of some images, and the five best images of some captions.
+
+    Queries are spread evenly over the split; a green frame is a match, a red one is none.
+    """
+    captions, images = split.extras["captions"], split.items["image"]
+    picture: Callable[[int], np.ndarray] = lambda i: images[int(i)]["image"]
+    figure, axes = plt.subplots(
+        2 * NUM_QUERIES, 1 + NUM_SHOWN, figsize=(9.5, 2 * NUM_QUERIES * 1.45)
+    )
+    for row in range(NUM_QUERIES):
+        image = row * len(images) // NUM_QUERIES
+        show_image(axes[row, 0], picture(image), None)
+        text = row * len(captions) // NUM_QUERIES
+        show_text(axes[NUM_QUERIES + row, 0], captions[text], None)
+        for place in range(NUM_SHOWN):
+            hit = bool(results.hits["i2t"][image, place])
+            found = captions[results.top["i2t"][image, place]]
+            show_text(axes[row, 1 + place], found, hit)
+            hit = bool(results.hits["t2i"][text, place])
+            show_image(
+                axes[NUM_QUERIES + row, 1 + place], picture(results.top["t2i"][text, place]), hit
+            )
+    axes[0, 0].set_title("image query")
+    axes[0, 1].set_title("best captions, best first (green: true, red: not)")
+    axes[NUM_QUERIES, 0].set_title("caption query")
+    axes[NUM_QUERIES, 1].set_title("best images")
+    save(figure, path)
+
+
+def binned(x: np.ndarray, y: np.ndarray, num_bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Mean x and mean y of equally filled bins of x."""
+    groups = np.array_split(np.argsort(x, kind="stable"), min(num_bins, len(x)))
+    return np.asarray([x[g].mean() for g in groups]), np.asarray([y[g].mean() for g in groups])
+
+
+def draw_uncertainty(results: Results, path: Path) -> None:
+    """Uncertainty against the number of matches, and against whether the top item is one."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    directions = dict(zip(results.uncertainty, results.first_hit))
+    for (name, values), colour in zip(results.uncertainty.items(), (BLUE, ORANGE)):
+        matches = np.maximum(results.num_matches[name], 1)
+        label = f"{name} (Spearman {spearman(values, matches):+.2f})"
+        axes[0].plot(matches, values, ".", ms=2, alpha=0.25, color=colour)
+        x, y = binned(np.log(matches.astype(float)), values)
+        axes[0].plot(np.exp(x), y, "o-", color=colour, label=label)
+        hit = results.first_hit[directions[name]] == 0
+        x, y = binned(values, hit.astype(float))
+        axes[1].plot(np.arange(len(y)) + 1, y, "o-", color=colour, label=f"{name} query")
+    axes[0].set(title="uncertainty (mean log variance)", xlabel="items that match", xscale="log")
+    axes[1].set(title="share of queries whose top item matches", ylim=(0, 1))
+    axes[1].set_xlabel("tenth of the queries, from the most certain to the least")
+    for axis in axes:
+        axis.legend()
+    save(figure, path)
+
+
+def draw_extremes(split: RetrievalSplit, results: Results, path: Path, num: int = 6) -> None:
+    """The items that the system is most and least certain of."""
+    figure, axes = plt.subplots(4, num, figsize=(9.5, 6.2))
+    captions, images = split.extras["captions"], split.items["image"]
+    for row, (name, least) in enumerate(
+        (name, least) for name in ("image", "text") for least in (False, True)
+    ):
+        order = np.argsort(results.uncertainty[name], kind="stable")
+        for axis, item in zip(axes[row], order[::-1] if least else order):
+            if name == "image":
+                show_image(axis, images[int(item)]["image"], None)
+            else:
+                show_text(axis, captions[item], None)
+        title = f"{'least' if least else 'most'} certain {name}s, with their number of matches"
+        axes[row, 0].set_title(title)
+        for axis, item in zip(axes[row], order[::-1] if least else order):
+            axis.set_xlabel(str(results.num_matches[name][item]))
+    save(figure, path)
+
+
+def draw(
+    folder: Path,
+    records: Sequence[Mapping[str, Any]],
+    split: RetrievalSplit,
+    results: Results,
+) -> None:
+    """All pictures that the split and the system allow, as PNG files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    has_pixels = "image" in split.items and "image" in split.items["image"][0]
+    with plt.rc_context(STYLE):
+        draw_curves(records, folder / "curves.png")
+        if has_pixels:
+            draw_retrievals(split, results, folder / "retrievals.png")
+        if len(results.uncertainty) == 2:
+            draw_uncertainty(results, folder / "uncertainty.png")
+            if has_pixels:
+                draw_extremes(split, results, folder / "certain.png")
