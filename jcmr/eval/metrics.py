@@ -1,63 +1,80 @@
-"""From ranks to the numbers of the papers: numpy in, dict of floats out.
+"""From ranks to the numbers that papers print: arrays of one value per query in, floats out.
 
-Recalls and medians are what COCO and Flickr papers print (in percent there); R-Precision, mAP@R and
-hits are fractions.
+Recalls and PMRP are in percent, as in the papers on COCO and Flickr; hits, precisions, R-Precision
+and average precisions are fractions. Ranks count from 0 (the top) and come from `ops.ranks`, where
+ties are pessimistic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-
-def recall_metrics(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """`r@k` in percent, `medr` and `meanr` (1 = top) of the ranks [n] of best matches, 0 = top.
-
-    The median is floor(median of 0-based ranks) + 1, as in the official code of VSE++ and PCME.
-    """
-    values = {f"r@{k}": 100.0 * float(np.mean(ranks < k)) for k in ks}
-    values["medr"] = float(np.floor(np.median(ranks)) + 1)
-    values["meanr"] = float(np.mean(ranks) + 1)
-    return values
+Values = dict[str, float]
 
 
-def rsum(*directions: Mapping[str, float], ks: Sequence[int] = (1, 5, 10)) -> float:
-    """Sum of the recalls of all directions."""
-    return sum(values[f"r@{k}"] for values in directions for k in ks)
+def recall(ranks: np.ndarray, k: int) -> float:
+    """R@k in percent: queries whose best match [n] is among the first k."""
+    return 100 * hit_rate(ranks, k)
 
 
-def mean_over_folds(
-    ranks: np.ndarray, folds: np.ndarray, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """`recall_metrics` of each fold's queries, averaged over folds."""
-    each = [recall_metrics(ranks[folds == fold], ks) for fold in np.unique(folds)]
-    return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
+def hit_rate(ranks: np.ndarray, k: int) -> float:
+    """Share of queries whose best match [n] is among the first k; hit@1: the top one matches."""
+    return float(np.mean(np.asarray(ranks) < k))
 
 
-def ranking_metrics(
-    ranking: Mapping[str, np.ndarray], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Means over the queries that have a match: `hit@k`, `p@k`, `r_precision`, `map@r`, `map`.
+def median_rank(ranks: np.ndarray) -> float:
+    """floor(median) + 1 of ranks [n], as in the official code of VSE++ and its successors."""
+    return float(np.floor(np.median(ranks)) + 1)
 
-    `oracle_r@1` is what a perfect matcher would reach as R@1 when only one of a query's matches
-    counts: the mean of 1 / matches.
-    """
-    some = ranking["num_matches"] > 0
-    if not some.any():
-        return {}
-    first = ranking["first_hit"][some]
-    values = {f"hit@{k}": float(np.mean(first < k)) for k in ks}
-    values |= {f"p@{k}": float(p) for k, p in zip(ks, ranking["precision"][some].mean(axis=0))}
-    values["r_precision"] = float(np.mean(ranking["r_precision"][some]))
-    values["map@r"] = float(np.mean(ranking["map_at_r"][some]))
-    values["map"] = float(np.mean(ranking["average_precision"][some]))
-    values["oracle_r@1"] = float(np.mean(1 / ranking["num_matches"][some]))
-    return values
+
+def mean_rank(ranks: np.ndarray) -> float:
+    """Mean of ranks [n], counted from 1."""
+    return float(np.mean(ranks) + 1)
+
+
+def recall_values(ranks: np.ndarray, ks: Sequence[int]) -> Values:
+    """`r@k`, `medr` and `meanr` of the ranks [n] of best matches."""
+    values = {f"r@{k}": recall(ranks, k) for k in ks}
+    return values | {"medr": median_rank(ranks), "meanr": mean_rank(ranks)}
+
+
+def hit_values(ranks: np.ndarray, ks: Sequence[int]) -> Values:
+    """`hit@k` of the ranks [n] of best matches."""
+    return {f"hit@{k}": hit_rate(ranks, k) for k in ks}
+
+
+def rsum(*directions: Mapping[str, float]) -> float:
+    """Sum of all recalls `r@k` of one direction or several; 600 is perfect for k = 1, 5, 10."""
+    return sum(v for values in directions for name, v in values.items() if name.startswith("r@"))
 
 
 def pmrp(r_precisions: Sequence[np.ndarray]) -> float:
-    """Plausible-match R-Precision in percent: the mean over queries and over zeta = 0, 1, 2.
+    """Plausible-match R-Precision in percent: mean over zeta of the mean over queries.
 
-    PCME (Chun et al. 2021). The package eccv_caption gives the same name to zeta = 2 alone; here
-    that is called `eccv_pmrp`.
+    With zeta = 0, 1, 2 it is PMRP as in PCME (Chun et al., CVPR 2021). The package eccv_caption
+    gives the same name to zeta = 2 alone, about 1.6 times as much; here that is `eccv_pmrp`.
+
+    Args:
+      r_precisions: for each zeta, [n] of the queries that have a match.
     """
-    return 100.0 * float(np.mean([np.mean(values) for values in r_precisions]))
+    return 100 * float(np.mean([np.mean(values) for values in r_precisions]))
+
+
+def mean_over_folds(
+    measure: Callable[[np.ndarray], Values], folds: np.ndarray, counts: np.ndarray
+) -> Values:
+    """Mean over folds of what `measure` says of the queries of each, given as indices.
+
+    Args:
+      measure: indices of queries -> values.
+      folds: int [n], the fold of each query, -1 if it takes no part.
+      counts: bool [n], False for queries without a match, which are left out.
+
+    Returns:
+      Empty if no query is left.
+    """
+    taken = np.asarray(counts) & (folds >= 0)
+    each = [measure(np.flatnonzero(taken & (folds == fold))) for fold in np.unique(folds[taken])]
+    if not each:
+        return {}
+    return {name: float(np.mean([values[name] for values in each])) for name in each[0]}

@@ -1,370 +1,314 @@
-"""Evaluates a retrieval split: every item is encoded once, then scores are swept tile by tile.
+"""Evaluates a retrieval split: items are embedded once, scored in tiles, and measured on device.
 
-Neither the scores nor the relevance of all pairs are ever held: ranks of best matches come from
-counting, in one sweep for both directions and all protocols; measures of the whole ranking come
-from blocks of queries that are sorted on the device.
+What a relation is called decides what is measured; `{split}/{i2t or t2i}/` comes before each name:
+
+- `own`, the caption was written for the image: r@k, medr, meanr, and `{split}/rsum`.
+- `class`, same class: the same, with p@k, r_precision, map@r.
+- `exact`, the text truly describes the image: hit@k, p@k, r_precision, map@r; `vague_top1`, the
+  share of first-ranked texts that match more than `vague_matches` images; beside `own` also
+  `oracle_r@1`, the r@1 of one who knows all matches and guesses the own one among them.
+- `pm0`, `pm1`, `pm2`, category vectors at most 0, 1, 2 apart: pmrp (of all three), eccv_pmrp (of
+  pm2 alone). Items outside split.extras["annotated"] are left out of queries and galleries.
+- any other, such as `eccv` or `cxc`: as `class`, with the relation's name in front: eccv_map@r.
+
+Queries without a match are left out. Units and ties: see `metrics` and `ops.ranks`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax import numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from scipy.stats import rankdata
+from jax.sharding import Mesh
 
-from jcmr.core.parallel import AXIS
-from jcmr.core.types import (
-    Array,
-    Batch,
-    Embedding,
-    RandomAccess,
-    Relevance,
-    RetrievalSplit,
-    Task,
-    Variables,
-)
+from jcmr.core import parallel
+from jcmr.core.types import RetrievalSplit, Task, Variables
 from jcmr.eval import metrics
-from jcmr.ops import ranks
+from jcmr.eval.counting import count_matches, count_sweep
+from jcmr.eval.embed import Prepare, embed
+from jcmr.eval.ranking import Ranking, rank_sweep
+from jcmr.eval.tiles import Counts, Galleries, Top, make_side
+from jcmr.eval.uncertainty import spearman, uncertainty_of
 
-Prepare = Callable[[Batch], Batch]
-Score = Callable[[Variables, Embedding, Embedding], Array]
-Folds = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Protocol -> folds of rows [n] and of columns [m]: an item's gallery is what shares its fold;
-items of fold -1 take no part."""
-KS = (1, 5, 10)
-NUM_TOP = 10
-VAGUE = 100
-"""A retrieved caption that matches more images than this says next to nothing."""
 PLAUSIBLE = ("pm0", "pm1", "pm2")
-"""Relations by the Hamming distance of category vectors (PMRP)."""
+READ_BY_LAUNCH = ("best_metric", "checkpoint")
+
+
+class Options(NamedTuple):
+    """The keys of config.eval that the evaluator reads."""
+
+    batch_size: int = 256
+    """Items embedded at a time."""
+    tile: tuple[int, int] = (256, 1024)
+    """Rows and columns scored at a time; with all columns also what is sorted at a time."""
+    relations: tuple[str, ...] = ()
+    """Those to measure; empty is all that the split has."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs of recalls and hits."""
+    precision_ks: tuple[int, ...] = (5, 10)
+    num_top: int = 10
+    """How many of the best of each query are kept for the report."""
+    vague_matches: int = 100
+    full_map: bool = False
+    """Also `map`, over the whole ranking, which must then be sorted whole."""
+    official_pmrp: bool = False
+    """Ranks for PMRP without each query's last item, as the official code does by mistake."""
 
 
 class Results(NamedTuple):
-    """What an evaluation found."""
+    """What an evaluation found. Directions are "i2t", "t2i"; arrays are per query of one."""
 
     metrics: dict[str, float]
     top: dict[str, np.ndarray]
-    """direction -> [queries, 10] best items."""
+    """direction -> int [n, k], ids of the best, best first; -1 where the gallery is smaller."""
     hits: dict[str, np.ndarray]
-    """direction -> [queries, 10] which of them match."""
-    num_matches: dict[str, np.ndarray]
-    """modality -> [items] how many of the other modality match each."""
+    """direction -> bool [n, k], which of them match by the relation `exact` if the split has it,
+    else `class`, else its first."""
     first_hit: dict[str, np.ndarray]
-    """direction -> [queries] rank of the best match, 0 = top."""
+    """direction -> int [n], rank of the best match by that relation, 0 = top."""
+    num_matches: dict[str, np.ndarray]
+    """modality -> int [n], how many match each item by that relation."""
     uncertainty: dict[str, np.ndarray]
-    """modality -> [items], of systems that have one."""
+    """modality -> [n], for systems that have one."""
 
 
-def blocks(num: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(indices, valid), both [size], of consecutive blocks; the last one repeats item 0."""
-    for start in range(0, num, size):
-        indices = np.arange(start, start + size)
-        valid = indices < num
-        yield np.where(valid, indices, 0), valid
+def read_options(cfg: Mapping[str, Any]) -> Options:
+    """Checks config.eval.
 
-
-def size_of(embedding: Embedding) -> int:
-    """Number of items of an embedding."""
-    return len(jax.tree.leaves(embedding)[0])
-
-
-def rows(embedding: Embedding, indices: np.ndarray) -> Embedding:
-    """Items of an embedding."""
-    return jax.tree.map(lambda x: x[indices], embedding)
-
-
-def join(parts: Sequence[Any]) -> Any:
-    """Trees of arrays, one after the other."""
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-
-
-def take(items: RandomAccess, indices: np.ndarray) -> Batch:
-    """Items as a batch, in one read where they can be read so."""
-    vectorized = getattr(items, "take", None)
-    if vectorized is not None:
-        return vectorized(indices)
-    read = {int(i): items[int(i)] for i in np.unique(indices)}
-    names = read[int(indices[0])]
-    return {name: np.stack([read[int(i)][name] for i in indices]) for name in names}
-
-
-def make_embed(
-    task: Task, modality: str, prepare: Prepare, mesh: Mesh, batch_size: int
-) -> Callable[[Variables, RandomAccess], Embedding]:
-    """Builds `embed(variables, items)`: the embedding of all items, as numpy arrays.
-
-    Each item is encoded once, in batches of one shape, on all devices of `mesh`.
+    Raises:
+      ValueError: an option nobody reads.
     """
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    encode = jax.jit(lambda variables, batch: task.encode[modality](variables, prepare(batch)))
-
-    def embed(variables: Variables, items: RandomAccess) -> Embedding:
-        parts = []
-        for indices, valid in blocks(len(items), batch_size):
-            batch = jax.device_put(take(items, indices), sharding)
-            parts.append(rows(jax.device_get(encode(variables, batch)), valid))
-        return join(parts)
-
-    return embed
-
-
-def same_fold(row_fold: Mapping[str, Array], column_fold: Mapping[str, Array]) -> dict[str, Array]:
-    """Protocol -> bool [n, m], who is in whose gallery."""
-    return {
-        name: (fold[:, None] == column_fold[name][None, :]) & (fold >= 0)[:, None]
-        for name, fold in row_fold.items()
-    }
+    known = (*Options._fields, *READ_BY_LAUNCH)
+    for name in cfg:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            raise ValueError(f"config.eval has no option {name!r}; {hint}")
+    options = Options(**{name: cfg[name] for name in cfg if name in Options._fields})
+    return options._replace(
+        tile=tuple(options.tile),
+        relations=tuple(options.relations),
+        ks=tuple(options.ks),
+        precision_ks=tuple(options.precision_ks),
+    )
 
 
-def make_counter(
-    score: Score, relevance: Relevance, protocols: Folds, tile: tuple[int, int]
-) -> Callable[[Variables, Embedding, Embedding], dict[str, list[np.ndarray]]]:
-    """Builds `count(variables, row, column)`: protocol -> ranks of best matches, [n] and [m].
+def pick_relations(split: RetrievalSplit, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The relations to measure.
 
-    One sweep over all tiles serves both directions and all protocols, after one over the tiles
-    that hold a match. Both take scores from one program, so that they are equal to the bit.
+    Raises:
+      ValueError: the split has none of that name.
     """
-    score_tile = jax.jit(lambda *args: ranks.in_float32(score(*args)))
-
-    @jax.jit
-    def any_match(keys: Any, inside: Array) -> Array:
-        return jnp.any(relevance.match(*keys) & inside)
-
-    @jax.jit
-    def thresholds(scores: Array, keys: Any, folds: Any, inside: Array):
-        relevant = relevance.match(*keys) & inside
-        return {
-            name: [
-                ranks.best_positive(scores, relevant & valid),
-                ranks.best_positive(scores.T, (relevant & valid).T),
-            ]
-            for name, valid in same_fold(*folds).items()
-        }
-
-    @jax.jit
-    def ahead_of(best: Any, scores: Array, keys: Any, folds: Any, inside: Array):
-        relevant = relevance.match(*keys)
-        return {
-            name: [
-                ranks.count_ahead(scores, relevant, valid & inside, best[name][0]),
-                ranks.count_ahead(scores.T, relevant.T, (valid & inside).T, best[name][1]),
-            ]
-            for name, valid in same_fold(*folds).items()
-        }
-
-    def count(variables: Variables, row: Embedding, column: Embedding) -> dict[str, Any]:
-        sizes = size_of(row), size_of(column)
-        best = {p: [np.full(size, -np.inf, np.float32) for size in sizes] for p in protocols}
-        ahead = {p: [np.zeros(size, np.int64) for size in sizes] for p in protocols}
-
-        def tiles():
-            for i, i_valid in blocks(sizes[0], tile[0]):
-                row_block = rows(row, i)
-                for j, j_valid in blocks(sizes[1], tile[1]):
-                    keys = relevance.rows[i], relevance.columns[j]
-                    folds = [
-                        {p: f[s][k] for p, f in protocols.items()} for s, k in enumerate((i, j))
-                    ]
-                    inside = i_valid[:, None] & j_valid[None, :]
-                    pair = row_block, rows(column, j)
-                    yield pair, keys, folds, inside, ((i, i_valid), (j, j_valid))
-
-        for pair, keys, folds, inside, sides in tiles():
-            if not any_match(keys, inside):
-                continue
-            found = thresholds(score_tile(variables, *pair), keys, folds, inside)
-            for name, values in jax.device_get(found).items():
-                for side, (k, ok) in enumerate(sides):
-                    known = best[name][side]
-                    known[k[ok]] = np.maximum(known[k[ok]], values[side][ok])
-        for pair, keys, folds, inside, sides in tiles():
-            here = {p: [b[s][k] for s, (k, _) in enumerate(sides)] for p, b in best.items()}
-            found = ahead_of(here, score_tile(variables, *pair), keys, folds, inside)
-            for name, values in jax.device_get(found).items():
-                for side, (k, ok) in enumerate(sides):
-                    ahead[name][side][k[ok]] += values[side][ok]
-        return ahead
-
-    return count
+    for name in wanted:
+        if name not in split.relevance:
+            raise ValueError(
+                f"config.eval.relations names {name!r}; the split {split.name} of this data has "
+                f"{', '.join(split.relevance)}."
+            )
+    return tuple(wanted or split.relevance)
 
 
-def make_ranker(
-    score: Score,
-    relevance: Mapping[str, Relevance],
-    protocols: Folds,
-    transpose: bool,
-    tile: tuple[int, int],
-) -> Callable[[Variables, Embedding, Embedding], dict[str, Any]]:
-    """Builds `rank(variables, row, column)`: relation -> protocol -> fields of `ranks.Ranking`.
+def views_of(
+    split: RetrievalSplit, relations: Sequence[str]
+) -> tuple[tuple[str, ...], list[dict[str, list[np.ndarray]]]]:
+    """Names of the protocols, and for rows and columns relation -> groups in each of them.
 
-    Queries are the rows, or with `transpose` the columns. One block of queries at a time is scored
-    against the whole gallery, sorted and measured.
+    Raises:
+      ValueError: folds or masks that do not fit the items.
     """
-    side = int(transpose)
-    query_size, gallery_size = tile[side], tile[1 - side]
-
-    @jax.jit
-    def score_tile(variables: Variables, query: Embedding, item: Embedding) -> Array:
-        if transpose:
-            return ranks.in_float32(score(variables, item, query)).T
-        return ranks.in_float32(score(variables, query, item))
-
-    def make_measure(match: Callable[[Array, Array], Array]):
-        @jax.jit
-        def measure(scores: Array, query_key: Array, item_key: Array, folds: Any):
-            relevant = match(item_key, query_key).T if transpose else match(query_key, item_key)
-            num_top = min(NUM_TOP, scores.shape[1])
-            return {
-                name: ranks.rank(scores, relevant, valid, KS, num_top)._asdict()
-                for name, valid in same_fold(*folds).items()
-            }
-
-        return measure
-
-    measures = {name: make_measure(relation.match) for name, relation in relevance.items()}
-    keys = {name: (r.rows, r.columns)[:: -1 if transpose else 1] for name, r in relevance.items()}
-    item_fold = {p: f[1 - side] for p, f in protocols.items()}
-
-    def rank(variables: Variables, row: Embedding, column: Embedding) -> dict[str, Any]:
-        queries, gallery = (column, row) if transpose else (row, column)
-        parts: dict[str, list[Any]] = {name: [] for name in relevance}
-        for i, valid in blocks(size_of(queries), query_size):
-            query = rows(queries, i)
-            found = [
-                score_tile(variables, query, rows(gallery, j))[:, : int(ok.sum())]
-                for j, ok in blocks(size_of(gallery), gallery_size)
-            ]
-            scores = jnp.concatenate(found, axis=1)
-            folds = {p: f[side][i] for p, f in protocols.items()}, item_fold
-            for name, measure in measures.items():
-                query_key, item_key = keys[name]
-                result = jax.device_get(measure(scores, query_key[i], item_key, folds))
-                parts[name].append(rows(result, valid))
-        return {name: join(results) for name, results in parts.items()}
-
-    return rank
+    sizes = [len(items) for items in split.items.values()]
+    whole = {split.name: tuple(np.zeros(size, np.int32) for size in sizes)}
+    protocols = split.extras.get("protocols", whole)
+    annotated = split.extras.get("annotated", tuple(np.ones(size, bool) for size in sizes))
+    for what, pair in (*protocols.items(), ("annotated", annotated)):
+        if [len(part) for part in pair] != sizes:
+            raise ValueError(
+                f"{what} of the split {split.name} describes {len(pair[0])} and {len(pair[1])} "
+                f"items; the split has {sizes[0]} and {sizes[1]}."
+            )
+    groups: list[dict[str, list[np.ndarray]]] = []
+    for side in (0, 1):
+        folds = [np.asarray(pair[side]) for pair in protocols.values()]
+        known = [np.where(np.asarray(annotated[side]), fold, -1) for fold in folds]
+        groups.append({name: known if name in PLAUSIBLE else folds for name in relations})
+    return tuple(protocols), groups
 
 
-def recall_table(
-    ahead: Mapping[str, Sequence[np.ndarray]], protocols: Folds, directions: Sequence[str]
-) -> dict[str, float]:
-    """Metrics `protocol/direction/r@k`, medr, meanr and `protocol/rsum` of the ranks of matches."""
-    values: dict[str, float] = {}
-    for name, sides in ahead.items():
-        each = [
-            metrics.mean_over_folds(found[fold >= 0], fold[fold >= 0], KS)
-            for found, fold in zip(sides, protocols[name])
-        ]
-        for direction, found in zip(directions, each):
-            values |= {f"{name}/{direction}/{metric}": value for metric, value in found.items()}
-        values[f"{name}/rsum"] = metrics.rsum(*each, ks=KS)
+def ranked_values(ranking: Ranking, q: np.ndarray, options: Options) -> metrics.Values:
+    """Metrics that need the ranks of all matches, of queries q."""
+    cuts = zip(options.precision_ks, ranking.hits_at[q].mean(axis=0))
+    values = {f"p@{k}": float(hits / k) for k, hits in cuts}
+    values["r_precision"] = float(np.mean(ranking.hits_in_r[q] / ranking.num_matches[q]))
+    values["map@r"] = float(np.mean(ranking.map_at_r[q], dtype=np.float64))
+    if options.full_map:
+        values["map"] = float(np.mean(ranking.average_precision[q], dtype=np.float64))
     return values
 
 
-def ranking_table(
-    relation: str, direction: str, by_protocol: Mapping[str, Any]
-) -> dict[str, float]:
-    """Metrics of one relation and direction; relations other than `exact` are in the name."""
-    values = {}
-    for protocol, ranking in by_protocol.items():
-        prefix = protocol if relation == "exact" else f"{protocol}/{relation}"
-        found = metrics.ranking_metrics(ranking, KS)
-        values |= {f"{prefix}/{direction}/{name}": value for name, value in found.items()}
+def plausible_values(rankings: Mapping[str, Ranking], q: np.ndarray) -> metrics.Values:
+    """`pmrp` and `eccv_pmrp` of queries q."""
+    each = []
+    for ranking in (rankings[zeta] for zeta in PLAUSIBLE):
+        some = q[ranking.num_matches[q] > 0]
+        each.append(ranking.hits_in_r[some] / ranking.num_matches[some])
+    return {"pmrp": metrics.pmrp(each), "eccv_pmrp": metrics.pmrp(each[2:])}
+
+
+def direction_values(
+    counted: Mapping[str, Counts],
+    ranked: Mapping[str, Ranking],
+    folds: Mapping[str, np.ndarray],
+    options: Options,
+) -> metrics.Values:
+    """All metrics of the queries of one direction in one protocol.
+
+    Args:
+      counted: relation -> ranks of best matches.
+      ranked: relation -> ranks of all matches, for all but `own`.
+      folds: relation -> fold of each query.
+      options: cut-offs.
+    """
+    values: metrics.Values = {}
+
+    def add(relation: str, prefix: str, measure: Callable[[np.ndarray], metrics.Values]) -> None:
+        matched = counted[relation].num_matches > 0
+        found = metrics.mean_over_folds(measure, folds[relation], matched)
+        values.update({f"{prefix}{name}": value for name, value in found.items()})
+
+    for relation, counts in counted.items():
+        if relation in PLAUSIBLE:
+            continue
+        alone = relation == "class" and "own" not in counted
+        prefix = "" if relation in ("own", "exact") or alone else f"{relation}_"
+        count = metrics.hit_values if relation == "exact" else metrics.recall_values
+        add(relation, prefix, lambda q, c=counts, count=count: count(c.rank[q], options.ks))
+        if relation in ranked:
+            add(relation, prefix, lambda q, r=ranked[relation]: ranked_values(r, q, options))
+    if set(PLAUSIBLE) <= set(counted):
+        add("pm2", "", lambda q: plausible_values(ranked, q))
+    if {"own", "exact"} <= set(counted):
+        own, exact = counted["own"].num_matches, counted["exact"].num_matches
+        share = 100 * own / np.maximum(exact, 1)
+        add("own", "", lambda q: {"oracle_r@1": float(share[q].mean())})
     return values
 
 
-def plausible_table(rankings: Mapping[str, Any], direction: str) -> dict[str, float]:
-    """PMRP by both definitions, `protocol/direction/pmrp` and `.../eccv_pmrp`."""
-    values = {}
-    for protocol in rankings["pm0"]:
-        per_zeta = [rankings[zeta][protocol] for zeta in PLAUSIBLE]
-        each = [r["r_precision"][r["num_matches"] > 0] for r in per_zeta]
-        values[f"{protocol}/{direction}/pmrp"] = metrics.pmrp(each)
-        values[f"{protocol}/{direction}/eccv_pmrp"] = metrics.pmrp(each[2:])
-    return values
+def vague_share(top: Top, num_matches: np.ndarray, threshold: int) -> float:
+    """Share of queries whose first-ranked item matches more than `threshold` queries."""
+    first = top.ids[:, 0]
+    return float(np.mean((first >= 0) & (num_matches[first] > threshold)))
 
 
-def uncertainty_of(embedding: Embedding) -> np.ndarray | None:
-    """Mean log variance of each item, [n]; None for systems of points."""
-    log_var = getattr(embedding, "log_var", None)
-    if log_var is None or np.ptp(log_var) == 0:
-        return None
-    return np.asarray(log_var).mean(axis=-1)
+def sweep(
+    galleries: Galleries, relations: Sequence[str], shown: str, options: Options
+) -> tuple[list[dict[str, Counts]], list[dict[str, Ranking]], Sequence[Top]]:
+    """Scores everything as seldom as the relations allow.
 
+    For `own` alone one sweep serves both directions, as counting is enough. The rankings of other
+    relations take one sweep a direction, in which `own` is counted too.
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation, 0 where either is constant."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    Returns:
+      (relation -> counts, relation -> ranking, best items), each for rows and for columns.
+    """
+    if set(relations) == {"own"}:
+        own, tops = count_sweep(galleries, "own", options.num_top)
+        return [{"own": counts} for counts in own], [{}, {}], tops
+    most = {name: count_matches(galleries, name)[0] for name in relations}
+    sizes = galleries.columns.size, galleries.rows.size
+    drop_last = PLAUSIBLE if options.official_pmrp else ()
+    counts, rankings, tops = [], [], []
+    for side in (0, 1):
+        depth = {name: int(number[side].max()) for name, number in most.items()}
+        if options.full_map:
+            depth = dict.fromkeys(relations, sizes[side])
+        cuts = options.precision_ks
+        found, top = rank_sweep(
+            galleries, depth, bool(side), cuts, shown, options.num_top, drop_last
+        )
+        counts.append({name: Counts(r.num_matches, r.rank) for name, r in found.items()})
+        rankings.append({name: r for name, r in found.items() if name != "own"})
+        tops.append(top)
+    return counts, rankings, tops
 
 
 def make_evaluator(
     task: Task, split: RetrievalSplit, cfg: Mapping[str, Any], prepare: Prepare, mesh: Mesh
 ) -> Callable[[Variables], Results]:
-    """Builds `evaluate(variables)`, which compiles once however often it is called.
+    """Builds `evaluate(variables)`, which measures all that the relations of `split` allow.
 
-    `own` gives r@k, medr, meanr and rsum; `exact` and other relations give hit@k, p@k, r_precision,
-    map@r and map; pm0, pm1 and pm2 give pmrp and eccv_pmrp.
+    What is measured is listed at the top of this file. Calls share their compiled programs.
 
     Args:
-      task: what is evaluated.
-      split: galleries and relations. extras["protocols"] (name -> folds of rows and of columns)
-        replaces the protocol "all items", which has the name of the split.
-      cfg: `batch_size` of encoding, `tile` = (rows, columns) of scoring.
-      prepare: what makes inputs of stored items.
-      mesh: devices to encode on.
+      task: the system.
+      split: two galleries. extras["protocols"] (name -> fold of each row and of each column, int,
+        negative takes no part) replaces the one protocol of all items, which is named after the
+        split; metrics of several folds are averaged. extras["annotated"] (bool of each row and of
+        each column) says who has category vectors.
+      cfg: config.eval, see `Options`.
+      prepare: from stored items to inputs.
+      mesh: devices.
+
+    Raises:
+      ValueError: options, folds or masks that fit neither the code nor the data.
     """
+    options = read_options(cfg)
+    relations = pick_relations(split, options.relations)
+    protocols, groups = views_of(split, relations)
     names = list(split.items)
-    sizes = [len(items) for items in split.items.values()]
-    everything = {split.name: (np.zeros(sizes[0], np.int32), np.zeros(sizes[1], np.int32))}
-    protocols: Folds = split.extras.get("protocols", everything)
     directions = (f"{names[0][0]}2{names[1][0]}", f"{names[1][0]}2{names[0][0]}")
-    tile = (min(cfg["tile"][0], sizes[0]), min(cfg["tile"][1], sizes[1]))
-    graded = {name: r for name, r in split.relevance.items() if name != "own"} or split.relevance
-    embeds = [make_embed(task, name, prepare, mesh, cfg["batch_size"]) for name in names]
-    rankers = [make_ranker(task.score, graded, protocols, t, tile) for t in (False, True)]
-    count = None
-    if "own" in split.relevance:
-        count = make_counter(task.score, split.relevance["own"], protocols, tile)
+    matches = {name: split.relevance[name].match for name in relations}
+    keys = (
+        {name: split.relevance[name].rows for name in relations},
+        {name: split.relevance[name].columns for name in relations},
+    )
+    shown = next((name for name in ("exact", "class") if name in relations), relations[0])
 
     def evaluate(variables: Variables) -> Results:
-        row, column = (embed(variables, split.items[n]) for embed, n in zip(embeds, names))
-        values: dict[str, float] = {}
-        if count is not None:
-            values |= recall_table(count(variables, row, column), protocols, directions)
-        shown = {}
-        for direction, rank in zip(directions, rankers):
-            rankings = rank(variables, row, column)
-            shown[direction] = next(iter(next(iter(rankings.values())).values()))
-            for relation in rankings:
-                if relation not in (*PLAUSIBLE, "own"):
-                    values |= ranking_table(relation, direction, rankings[relation])
-            if set(PLAUSIBLE) <= set(rankings):
-                values |= plausible_table(rankings, direction)
-        num_matches = {n: shown[d]["num_matches"] for n, d in zip(names, directions)}
-        if "exact" in split.relevance:
-            for direction, other in zip(directions, names[::-1]):
-                vague = num_matches[other][shown[direction]["top"][:, 0]] > VAGUE
-                values[f"{split.name}/{direction}/vague_top1"] = float(vague.mean())
+        variables = parallel.replicate(variables, mesh)
+        embeddings = [
+            embed(task, variables, items, name, options.batch_size, prepare, mesh)
+            for name, items in split.items.items()
+        ]
+        rows, columns = (
+            make_side(embeddings[side], groups[side], keys[side], options.tile[side], mesh)
+            for side in (0, 1)
+        )
+        galleries = Galleries(task.score, variables, rows, columns, matches, mesh)
+        counts, rankings, tops = sweep(galleries, relations, shown, options)
+        values: metrics.Values = {}
+        for side, direction in enumerate(directions):
+            for view, protocol in enumerate(protocols):
+                found = direction_values(
+                    {name: Counts(*(x[view] for x in c)) for name, c in counts[side].items()},
+                    {name: Ranking(*(x[view] for x in r)) for name, r in rankings[side].items()},
+                    {name: g[view] for name, g in groups[side].items()},
+                    options,
+                )
+                values |= {f"{protocol}/{direction}/{name}": v for name, v in found.items()}
+        for protocol in protocols:
+            both = [f"{protocol}/{d}/r@{k}" for d in directions for k in options.ks]
+            if all(name in values for name in both):
+                values[f"{protocol}/rsum"] = sum(values[name] for name in both)
+        if "exact" in relations:
+            matching = counts[1]["exact"].num_matches[0]
+            vague = vague_share(tops[0], matching, options.vague_matches)
+            values[f"{protocols[0]}/{directions[0]}/vague_top1"] = vague
+        shown_counts = [each[shown] for each in counts]
         uncertainty = {}
-        for name, embedding in zip(names, (row, column)):
-            found = uncertainty_of(embedding)
+        for side, name in enumerate(names):
+            found = uncertainty_of(embeddings[side])
             if found is not None:
                 uncertainty[name] = found
+                matching = shown_counts[side].num_matches[0]
                 values[f"{split.name}/{name}/log_var"] = float(found.mean())
-                value = spearman(found, num_matches[name])
-                values[f"{split.name}/{name}/uncertainty_vs_matches"] = value
+                values[f"{split.name}/{name}/uncertainty_vs_matches"] = spearman(found, matching)
         return Results(
-            values,
-            {direction: ranking["top"] for direction, ranking in shown.items()},
-            {direction: ranking["top_hits"] for direction, ranking in shown.items()},
-            num_matches,
-            {direction: ranking["first_hit"] for direction, ranking in shown.items()},
-            uncertainty,
+            metrics=values,
+            top={direction: top.ids for direction, top in zip(directions, tops)},
+            hits={direction: top.hits for direction, top in zip(directions, tops)},
+            first_hit={d: counts.rank[0] for d, counts in zip(directions, shown_counts)},
+            num_matches={name: c.num_matches[0] for name, c in zip(names, shown_counts)},
+            uncertainty=uncertainty,
         )
 
     return evaluate

@@ -1,95 +1,92 @@
 """Ranks without sorting where counting suffices, and rankings where it does not.
 
 Ties are pessimistic everywhere: an item that does not match ranks ahead of one that matches with
-the same score, so that a constant score is worth nothing.
+the same score, so that a constant score is worth nothing. Ranks count from 0, the top.
 """
 
-from typing import NamedTuple
-
-import jax
-from jax import numpy as jnp
+import jax.numpy as jnp
+from jax import lax
 
 from jcmr.core.types import Array
 
 
-def best_positive(scores: Array, relevant: Array) -> Array:
-    """Score of each row's best match, [n]; -inf without one. Scores and relevant are [n, m]."""
-    return jnp.max(jnp.where(relevant, scores, -jnp.inf), axis=1)
-
-
-def count_ahead(scores: Array, relevant: Array, valid: Array, threshold: Array) -> Array:
-    """How many items of each row rank ahead of its best match, int [n].
+def best_positive(scores: Array, positive: Array) -> Array:
+    """Highest score among each row's matches, [n]; -inf without one.
 
     Args:
-      scores: [n, m]; a tile of the row's items is enough, counts add up over tiles.
-      relevant: [n, m] matches. They are never ahead of the best of them.
-      valid: [n, m] False for padding and items outside the row's gallery.
-      threshold: [n] from `best_positive`, computed by the same program as `scores`: a reduction in
-        another order differs in the last bit, and an item would outrank itself.
+      scores: [n, m].
+      positive: bool [n, m], matches.
     """
-    return jnp.sum(valid & ~relevant & (scores >= threshold[:, None]), axis=1)
+    return jnp.max(jnp.where(positive, scores, -jnp.inf), axis=1)
 
 
-class Ranking(NamedTuple):
-    """What the sorted gallery says about each of n queries."""
+def count_ahead(scores: Array, negative: Array, best: Array) -> Array:
+    """How many items rank ahead of each row's best match, int32 [n]: its rank.
 
-    num_matches: Array
-    """[n] matching items in the gallery, R."""
-    first_hit: Array
-    """[n] rank of the best match, 0 is the top; the gallery's size without one."""
-    r_precision: Array
-    """[n] share of matches among the first R."""
-    map_at_r: Array
-    """[n] mean over the first R places of the precision at each hit (Musgrave et al. 2020)."""
-    average_precision: Array
-    """[n] mean over all matches of the precision at their place."""
-    precision: Array
-    """[n, len(ks)] share of matches among the first k."""
-    top: Array
-    """[n, k] items with the highest scores, best first."""
-    top_hits: Array
-    """[n, k] which of them match."""
-
-
-def rank(
-    scores: Array,
-    relevant: Array,
-    valid: Array,
-    ks: tuple[int, ...] = (1, 5, 10),
-    num_top: int = 10,
-) -> Ranking:
-    """Sorts each row of scores [n, m] and measures where its matches stand.
+    Counts of tiles of one row add up. `best` must come from the same compiled product as `scores`:
+    a sum in another order differs in the last bit, and equal pairs change places.
 
     Args:
-      scores: [n, m], higher is better.
-      relevant: [n, m] matches.
-      valid: [n, m] items that belong to the row's gallery; the others rank last and never match.
-      ks: cut-offs of `precision`.
-      num_top: how many of the best items to return; at most m.
+      scores: [n, m].
+      negative: bool [n, m], the gallery's items that do not match.
+      best: [n], from `best_positive`.
     """
-    relevant = relevant & valid
-    scores = jnp.where(valid, scores, -jnp.inf)
-    order = jnp.lexsort((relevant, -scores), axis=1)
-    hits = jnp.take_along_axis(relevant, order, axis=1)
-    place = jnp.arange(1, scores.shape[1] + 1)
-    total = jnp.sum(hits, axis=1)
-    found = jnp.cumsum(hits, axis=1)
-    at_hits = jnp.where(hits, found / place, 0.0)
-    within = place <= total[:, None]
-    share = 1 / jnp.maximum(total, 1)
-    top = order[:, :num_top]
-    return Ranking(
-        num_matches=total,
-        first_hit=jnp.sum(found == 0, axis=1),
-        r_precision=jnp.sum(hits & within, axis=1) * share,
-        map_at_r=jnp.sum(at_hits * within, axis=1) * share,
-        average_precision=jnp.sum(at_hits, axis=1) * share,
-        precision=jnp.stack([jnp.sum(hits[:, :k], axis=1) / k for k in ks], axis=1),
-        top=top,
-        top_hits=hits[:, :num_top],
-    )
+    return jnp.sum(negative & (scores >= best[:, None]), axis=1, dtype=jnp.int32)
 
 
-def in_float32(x: Array) -> Array:
-    """Scores as they are compared: float32, or float64 where they come in it."""
-    return x if x.dtype == jnp.float64 else jax.lax.convert_element_type(x, jnp.float32)
+def ordered_hits(scores: Array, positive: Array, depth: int) -> Array:
+    """Whether the items at ranks 0 to depth - 1 of each row match, bool [n, depth].
+
+    Args:
+      scores: [n, m], -inf for what is not in the gallery.
+      positive: bool [n, m], matches.
+      depth: at most m. Far below m this costs a fraction of a sort.
+    """
+    top, index = lax.top_k(scores, depth)
+    hits = jnp.take_along_axis(positive, index, axis=1)
+    below, hits = lax.sort((-top, hits), num_keys=2)
+    # The last group of equal scores may go on beyond depth; all of its misses come first.
+    last = -below[:, -1:]
+    misses = jnp.sum((scores == last) & ~positive, axis=1, keepdims=True)
+    start = jnp.sum(below < below[:, -1:], axis=1, keepdims=True)
+    place = jnp.arange(depth) - start
+    return jnp.where(place >= 0, place >= misses, hits)
+
+
+def without_last(scores: Array, valid: Array) -> Array:
+    """`valid` [n, m] without each row's last-ranked item (of equal ones that with the highest
+    index), which the official PMRP code loses by slicing its rankings to [:-1].
+    """
+    ascending = jnp.where(valid, scores, jnp.inf)[:, ::-1]
+    last = scores.shape[1] - 1 - jnp.argmin(ascending, axis=1)
+    return valid & (jnp.arange(scores.shape[1]) != last[:, None])
+
+
+def hits_within(hits: Array, count: Array) -> Array:
+    """Matches among the first `count` [n] of ordered hits [n, depth], int32 [n]."""
+    return jnp.sum(hits & (jnp.arange(hits.shape[1]) < count[:, None]), axis=1, dtype=jnp.int32)
+
+
+def r_precision(hits: Array, num_matches: Array) -> Array:
+    """Share of matches among the first R, [n], where R = `num_matches` [n]; 0 without a match.
+
+    Args:
+      hits: bool [n, depth] from `ordered_hits`; depth at least the largest R.
+      num_matches: int [n].
+    """
+    return hits_within(hits, num_matches) / jnp.maximum(num_matches, 1)
+
+
+def average_precision(hits: Array, num_matches: Array) -> Array:
+    """1/R * sum over hits of the precision at their rank, [n]; arguments as in `r_precision`.
+
+    With hits over the whole gallery this is AP; mAP is its mean over queries.
+    """
+    precision = jnp.cumsum(hits, axis=1) / jnp.arange(1, hits.shape[1] + 1)
+    return jnp.sum(jnp.where(hits, precision, 0.0), axis=1) / jnp.maximum(num_matches, 1)
+
+
+def map_at_r(hits: Array, num_matches: Array) -> Array:
+    """`average_precision` of the first R alone, [n] (Musgrave et al., ECCV 2020)."""
+    inside = jnp.arange(hits.shape[1]) < num_matches[:, None]
+    return average_precision(hits & inside, num_matches)
