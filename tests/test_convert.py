@@ -34,13 +34,12 @@ def torch_state(mapping, variables, seed=0):
         leaf = variables
         for key in path:
             leaf = leaf[key]
-        shape = leaf.shape[1:] if len(rule.names) == 2 else leaf.shape
+        shape = leaf.shape
         if len(shape) == 4:
             shape = (shape[3], shape[2], shape[0], shape[1])
         elif len(shape) == 2 and path[-1] != "embedding":
             shape = shape[::-1]
-        for name in rule.names:
-            state[name] = torch.tensor(rng.uniform(0.1, 1.0, shape).astype(np.float32))
+        state[rule.name] = torch.tensor(rng.uniform(0.1, 1.0, shape).astype(np.float32))
     return state
 
 

@@ -1,10 +1,14 @@
-"""The encoders against the official modules: values and all gradients, in float32 and float64."""
+"""The encoders against the official modules, values and all gradients, and four steps of training.
+
+In float32 and float64.
+"""
 
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax import numpy as jnp
 
@@ -16,8 +20,10 @@ from jcmr.convert.pcme import (
     text_rules,
     text_uncertainty_rules,
 )
+from jcmr.losses.targets import Side
 from jcmr.models import pcme
 from jcmr.models.encoders.pie import ImageUncertainty, PIENet, TextUncertainty
+from jcmr.train.optim import StageConfig, make_optimizer
 from tests.conftest import load_golden
 
 
@@ -30,7 +36,7 @@ def check(arrays, mapping, run):
 
     `mapping` makes parameters of torch weights; it is linear, so it also maps their gradients.
     """
-    used = {name for rule in mapping.values() for name in rule.names}
+    used = {rule.name for rule in mapping.values()}
     state, cotangents = part(arrays, "w/"), part(arrays, "ct/")
     params = rules.convert(mapping, state, ignored=lambda name: name not in used)["params"]
     floats = {n: x for n, x in part(arrays, "in/").items() if x.dtype == np.float32}
@@ -46,7 +52,7 @@ def check(arrays, mapping, run):
         (64, partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10)),
     ):
         with jax.enable_x64(bits == 64):
-            cast = partial(jax.tree.map, lambda x: jnp.asarray(x, f"float{bits}"))
+            cast = partial(jax.tree.map, partial(jnp.asarray, dtype=f"float{bits}"))
             grads, outputs = jax.jit(jax.grad(total, (0, 1), has_aux=True))(
                 cast(params), cast(floats)
             )
@@ -161,3 +167,90 @@ def test_text_encoder(golden: Path):
         return named(module.apply({"params": params}, inputs["tokens"]), inputs.get("eps"))
 
     check(arrays, text_rules((), "", attention, probabilistic), run)
+
+
+@pytest.mark.golden("pcme", "train_trace")
+def test_training(golden: Path):
+    """Towers, loss, clipping, AdamP and schedule together, with the noise of the file."""
+    arrays = load_golden(golden)
+    cfg_of = {name: x.item() for name, x in part(arrays, "cfg/").items()}
+    state = part(arrays, "w/")
+    vocab_size, word_dim = state["txt_enc.embed.weight"].shape
+    cfg = pcme.make_config(
+        {
+            "vocab_size": vocab_size,
+            "word_dim": word_dim,
+            "embed_dim": state["img_enc.fc.bias"].shape[0],
+            "vib_weight": cfg_of["vib_beta"],
+            "uniform_weight": cfg_of["uniform_lambda"],
+            "parity": True,
+        }
+    )
+    mapping = {**image_head_rules(("image",), "img_enc."), **text_rules(("text",), "txt_enc.")}
+    params = rules.convert(mapping, state)["params"]
+    params["criterion"] = {
+        "shift": np.float32(cfg_of["init_shift"]),
+        "negative_scale": np.float32(cfg_of["init_negative_scale"]),
+    }
+    num_steps = cfg_of["T_max_epochs"] * cfg_of["steps_per_epoch"]
+    stage = StageConfig(
+        optimizer="adamp",
+        learning_rate=cfg_of["lr"],
+        schedule="cosine_epochs",
+        weight_decay=cfg_of["weight_decay"],
+        clip_norm=cfg_of["grad_clip"],
+        no_clip=("criterion",),
+    )
+
+    def gaussian(outputs, eps):
+        samples = named(outputs, eps)["embedding"]
+        return pcme.Gaussian(outputs.mean, pcme.log_variance(outputs, cfg), samples)
+
+    def loss(params, inputs):
+        image = pcme.ImageHead(cfg).apply({"params": params["image"]}, regions_of(inputs["fmap"]))
+        caption = pcme.TextTower(cfg).apply({"params": params["text"]}, inputs["tokens"])
+        row = jnp.arange(len(inputs["tokens"]))
+        embedded = pcme.Embedded(
+            gaussian(image, inputs["eps_image"]),
+            gaussian(caption, inputs["eps_caption"]),
+            image.log_scale,
+            caption.log_scale,
+            Side(row),
+            Side(row),
+            jnp.ones(len(row)),
+        )
+        terms = pcme.objective_terms(
+            embedded, params["criterion"], cfg, jax.random.key(0), axis=None
+        )
+        return sum(term.weight * term.sum / term.count for term in terms.values())
+
+    for bits, loss_rtol, weight_atol in ((32, 1e-5, 1e-3), (64, 1e-8, 1e-8)):
+        with jax.enable_x64(bits == 64):
+            cast = partial(jax.tree.map, partial(jnp.asarray, dtype=f"float{bits}"))
+            now = cast(params)
+            optimizer = make_optimizer(stage, num_steps, now, cfg_of["steps_per_epoch"])
+            opt_state = optimizer.init(now)
+            value_and_grad = jax.jit(jax.value_and_grad(loss))
+            for t in range(cfg_of["steps"]):
+                inputs = part(arrays, f"in/{t}/")
+                inputs = {
+                    name: cast(x) if x.dtype == np.float32 else x for name, x in inputs.items()
+                }
+                value, grads = value_and_grad(now, inputs)
+                np.testing.assert_allclose(value, arrays[f"out{bits}/{t}/loss"], rtol=loss_rtol)
+                towers = {name: grads[name] for name in ("image", "text")}
+                norm = arrays[f"out{bits}/{t}/grad_norm_preclip"]
+                np.testing.assert_allclose(optax.tree.norm(towers), norm, rtol=10 * loss_rtol)
+                updates, opt_state = optimizer.update(grads, opt_state, now)
+                now = optax.apply_updates(now, updates)
+                for name in ("shift", "negative_scale"):
+                    expected = arrays[f"out{bits}/{t}/{name}"].item()
+                    np.testing.assert_allclose(
+                        now["criterion"][name], expected, rtol=0, atol=weight_atol
+                    )
+        final = rules.convert(mapping, part(arrays, f"out{bits}/final/"), dtype=np.float64)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=0, atol=weight_atol),
+            {name: now[name] for name in ("image", "text")},
+            final["params"],
+        )

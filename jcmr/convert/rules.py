@@ -13,10 +13,10 @@ Path = tuple[str, ...]
 
 
 class Rule(NamedTuple):
-    """One leaf of our variables: the tensors it is made of, and how."""
+    """One leaf of our variables: the tensor it is made of, and how."""
 
-    names: tuple[str, ...]
-    build: Callable[..., np.ndarray]
+    name: str
+    build: Callable[[np.ndarray], np.ndarray]
 
 
 Rules = Mapping[Path, Rule]
@@ -24,12 +24,12 @@ Rules = Mapping[Path, Rule]
 
 def copied(name: str) -> Rule:
     """The tensor as it is."""
-    return Rule((name,), np.asarray)
+    return Rule(name, np.asarray)
 
 
 def linear(path: Path, name: str, bias: bool = True) -> dict[Path, Rule]:
     """nn.Linear: weight [out, in] -> kernel [in, out]."""
-    rules = {("params", *path, "kernel"): Rule((f"{name}.weight",), np.transpose)}
+    rules = {("params", *path, "kernel"): Rule(f"{name}.weight", np.transpose)}
     if bias:
         rules["params", *path, "bias"] = copied(f"{name}.bias")
     return rules
@@ -37,7 +37,7 @@ def linear(path: Path, name: str, bias: bool = True) -> dict[Path, Rule]:
 
 def convolution(path: Path, name: str) -> dict[Path, Rule]:
     """nn.Conv2d without bias: weight [out, in, h, w] -> kernel [h, w, in, out]."""
-    rule = Rule((f"{name}.weight",), lambda w: np.transpose(w, (2, 3, 1, 0)))
+    rule = Rule(f"{name}.weight", lambda w: np.transpose(w, (2, 3, 1, 0)))
     return {("params", *path, "kernel"): rule}
 
 
@@ -59,20 +59,14 @@ def batch_norm(path: Path, name: str) -> dict[Path, Rule]:
 
 
 def bigru(path: Path, name: str) -> dict[Path, Rule]:
-    """nn.GRU, one layer, both directions: stacked, and weights transposed."""
-
-    def both(tensor: str, turn: bool) -> Rule:
-        def build(*directions: np.ndarray) -> np.ndarray:
-            return np.stack([np.transpose(x) if turn else x for x in directions])
-
-        return Rule((f"{name}.{tensor}_l0", f"{name}.{tensor}_l0_reverse"), build)
-
-    return {
-        ("params", *path, "input_kernel"): both("weight_ih", True),
-        ("params", *path, "recurrent_kernel"): both("weight_hh", True),
-        ("params", *path, "input_bias"): both("bias_ih", False),
-        ("params", *path, "recurrent_bias"): both("bias_hh", False),
-    }
+    """nn.GRU, one layer, both directions."""
+    rules = {}
+    for side, suffix in (("forward", "_l0"), ("backward", "_l0_reverse")):
+        for ours, theirs in (("input", "ih"), ("recurrent", "hh")):
+            kernel = Rule(f"{name}.weight_{theirs}{suffix}", np.transpose)
+            rules["params", *path, f"{side}_{ours}_kernel"] = kernel
+            rules["params", *path, f"{side}_{ours}_bias"] = copied(f"{name}.bias_{theirs}{suffix}")
+    return rules
 
 
 def convert(
@@ -94,17 +88,17 @@ def convert(
     Raises:
       ValueError: names every missing, unexpected and wrongly shaped tensor.
     """
-    used = {name for rule in rules.values() for name in rule.names}
+    used = {rule.name for rule in rules.values()}
     problems = listed("missing", sorted(used - state.keys()))
     problems += listed("unexpected", sorted(n for n in state.keys() - used if not ignored(n)))
     if problems:
         raise ValueError("The checkpoint does not fit the model: " + "; ".join(problems) + ".")
-    leaves = {path: rule.build(*(state[n] for n in rule.names)) for path, rule in rules.items()}
+    leaves = {path: rule.build(state[rule.name]) for path, rule in rules.items()}
     if expected is not None:
         flat: Any = traverse_util.flatten_dict(dict(expected))
         shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
         wrong = [
-            f"{' + '.join(rules[path].names)} gives {np.shape(leaf)} for {'/'.join(path)}, "
+            f"{rules[path].name} gives {np.shape(leaf)} for {'/'.join(path)}, "
             f"expected {shapes.get(path)}"
             for path, leaf in leaves.items()
             if shapes.get(path) != np.shape(leaf)

@@ -7,8 +7,9 @@ What a relation is called decides what is measured; `{split}/{i2t or t2i}/` come
 - `exact`, the text truly describes the image: hit@k, p@k, r_precision, map@r; `vague_top1`, the
   share of first-ranked texts that match more than `vague_matches` images; beside `own` also
   `oracle_r@1`, the r@1 of one who knows all matches and guesses the own one among them.
-- `pm0`, `pm1`, `pm2`, category vectors at most 0, 1, 2 apart: pmrp (of all three), eccv_pmrp (of
-  pm2 alone). Items outside split.extras["annotated"] are left out of queries and galleries.
+- `pm0`, `pm1`, `pm2`, category vectors at most 0, 1, 2 apart: pmrp and pmr@1 (means over the
+  three), eccv_pmrp (of pm2 alone), in percent. Items outside split.extras["annotated"] are left
+  out of queries and galleries.
 - any other, such as `eccv` or `cxc`: as `class`, with the relation's name in front: eccv_map@r.
 
 Queries without a match are left out. Units and ties: see `metrics` and `ops.ranks`.
@@ -146,12 +147,17 @@ def ranked_values(ranking: Ranking, q: np.ndarray, options: Options) -> metrics.
 
 
 def plausible_values(rankings: Mapping[str, Ranking], q: np.ndarray) -> metrics.Values:
-    """`pmrp` and `eccv_pmrp` of queries q."""
-    each = []
+    """`pmrp`, `pmr@1` and `eccv_pmrp` of queries q."""
+    precisions, first = [], []
     for ranking in (rankings[zeta] for zeta in PLAUSIBLE):
         some = q[ranking.num_matches[q] > 0]
-        each.append(ranking.hits_in_r[some] / ranking.num_matches[some])
-    return {"pmrp": metrics.pmrp(each), "eccv_pmrp": metrics.pmrp(each[2:])}
+        precisions.append(ranking.hits_in_r[some] / ranking.num_matches[some])
+        first.append(ranking.rank[some] == 0)
+    return {
+        "pmrp": metrics.pmrp(precisions),
+        "pmr@1": metrics.pmrp(first),
+        "eccv_pmrp": metrics.pmrp(precisions[2:]),
+    }
 
 
 def direction_values(

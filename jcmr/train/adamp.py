@@ -92,10 +92,11 @@ def scale_by_adamp(
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return AdamPState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
-    def update(grads: Any, state: Any, params: Any = None, **_: Any):
+    def update(updates: Any, state: Any, params: Any = None):
         if params is None:
             raise ValueError("AdamP projects updates off the parameters: pass them to update().")
         count = jnp.asarray(optax.safe_increment(state.count))
+        grads = updates
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
 
@@ -109,7 +110,7 @@ def scale_by_adamp(
                 u, factor = project(p, g, u, axis, delta, wd_ratio, eps)
             return u / (1 - b1**step) + weight_decay * factor * p
 
-        updates = jax.tree_util.tree_map_with_path(direction, params, grads, mu, nu)
-        return updates, AdamPState(count, mu, nu)
+        directions = jax.tree_util.tree_map_with_path(direction, params, grads, mu, nu)
+        return directions, AdamPState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)

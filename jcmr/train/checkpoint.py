@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
@@ -147,9 +148,21 @@ class Checkpoints:
 
     def restore_arrays(self, step: int) -> dict[str, np.ndarray]:
         """Every array of the state of `step` by its path, whatever model it belongs to."""
-        restored = self._restore(step, ocp.args.PyTreeRestore())
+        # Orbax warns of arrays whose place it has to guess, so it is told one.
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        with ocp.PyTreeCheckpointer() as reader:
+            stored: Any = reader.metadata(self.folder / str(step) / "state")
+        tree = stored.item_metadata.tree
+        places = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=place), tree)
+        restored = self._restore(step, ocp.args.PyTreeRestore(restore_args=places))
         leaves = jax.tree_util.tree_leaves_with_path(restored["state"])
-        return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+        def numbers(x: Any) -> np.ndarray:
+            return np.asarray(
+                jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            )
+
+        return {jax.tree_util.keystr(path): numbers(x) for path, x in leaves}
 
     def _restore(self, step: int, state_args: Any) -> Any:
         others = [s for s in self._manager.all_steps() if s != step]

@@ -26,8 +26,8 @@ class BiGRU(nn.Module):
         r = sigmoid(Wir x + bir + Whr h + bhr),  z likewise
         n = tanh(Win x + bin + r * (Whn h + bhn)),  h' = (1 - z) n + z h
 
-    Masked words are stepped over, so padding never changes a result. Parameters stack the two
-    directions (0 forward, 1 backward) on the first axis and the gates r, z, n on the last.
+    Masked words are stepped over, so padding never changes a result. Kernels hold the gates r, z, n
+    on the last axis; each direction has its own, as optimizers like AdamP look at whole tensors.
     """
 
     features: int
@@ -47,10 +47,14 @@ class BiGRU(nn.Module):
         """
         size = self.features
         init = uniform_init(size**-0.5)
-        input_kernel = self.param("input_kernel", init, (2, x.shape[-1], 3 * size))
-        input_bias = self.param("input_bias", init, (2, 3 * size))
-        kernel = self.param("recurrent_kernel", init, (2, size, 3 * size))
-        bias = self.param("recurrent_bias", init, (2, 3 * size))
+
+        def both(name: str, *shape: int) -> list[Array]:
+            return [self.param(f"{side}_{name}", init, shape) for side in ("forward", "backward")]
+
+        input_kernel = both("input_kernel", x.shape[-1], 3 * size)
+        input_bias = both("input_bias", 3 * size)
+        kernel = jnp.stack(both("recurrent_kernel", size, 3 * size))
+        bias = jnp.stack(both("recurrent_bias", 3 * size))
 
         dtype = self.dtype or jnp.result_type(x, kernel)
         state_dtype = jnp.promote_types(dtype, jnp.float32)
