@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -164,12 +165,13 @@ def run_train(config: Config, workdir: Path) -> None:
         workdir / "checkpoints", config.train.keep_checkpoints, config.eval.best_metric
     )
     prepare, augment = image.make_prepare(config.data), image.make_augment(config.data)
+    if (last := checkpoints.latest()) is not None:
+        check_same_run(checkpoints.config(last), described)
     variables = init_variables(task, config, source, prepare)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     logging.info("%s: %.2f M parameters, %d device(s)", config.task, count / 1e6, mesh.size)
-    state, position, saved = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
-    if saved:
-        check_same_run(saved, described)
+    state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
+    if position:
         logging.info("resuming %s at step %d", workdir, int(state.step))
     write_json(workdir / "config.json", described)
     batches = loader.prefetch(
@@ -224,10 +226,10 @@ def restore_variables(
         )
     prepare = image.make_prepare(config.data)
     batch = prepare(take(source.train, np.arange(1)))
+    check_same_run(checkpoints.config(step), describe(config, source))
     like = jax.eval_shape(task.init, jax.random.key(0), batch)
-    variables, saved = checkpoints.restore_variables(step, like, mesh)
+    variables = checkpoints.restore_variables(step, like, mesh)
     checkpoints.close()
-    check_same_run(saved, describe(config, source))
     return variables, step
 
 
@@ -295,6 +297,22 @@ def shell_line() -> str:
     return " ".join(sys.argv[1:])
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; what is wrong with it ends in a sentence and exit status 1."""
+    try:
+        rest = flags.FLAGS(argv)
+        _ = CONFIG.value.task  # a config that could not be loaded says so when it is asked
+        return rest
+    except Exception as error:  # a config file is Python: it can raise anything
+        first: BaseException = error
+        while first.__cause__ or first.__context__:
+            first = first.__cause__ or first.__context__ or first
+        hint = re.search('Did you mean "[^"]*" instead of "[^"]*"', f"{error} {first}")
+        plain = isinstance(error, flags.Error) and "Traceback" not in str(error)
+        told = str(error if plain else first).strip().splitlines() or [type(first).__name__]
+        sys.exit(f"{hint[0]} in --config?" if hint else told[-1].strip())
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
