@@ -26,6 +26,7 @@ from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
 from jcmr.eval import report, retrieval, table
+from jcmr.eval.occlusion import measure_occlusion
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import RunLog, clock, read_records, write_json
@@ -239,10 +240,18 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     variables, step = restore_variables(config, workdir, source, task, mesh)
     split = source.retrieval("test")
     results = make_evaluate(task, split, config, mesh)(variables)
-    write_json(workdir / "results.json", {"step": step, **results.metrics})
-    report.draw(workdir / "report", read_records(workdir / "metrics.jsonl"), split, results)
+    metrics, occlusion = dict(results.metrics), None
+    if "occluded" in split.extras and "image" in results.uncertainty:
+        prepare, size = image.make_prepare(config.data), config.eval.batch_size
+        occlusion = measure_occlusion(
+            task, variables, split.extras["occluded"], size, prepare, mesh
+        )
+        metrics[f"{split.name}/image/uncertainty_vs_occlusion"] = occlusion.correlation
+    write_json(workdir / "results.json", {"step": step, **metrics})
+    records = read_records(workdir / "metrics.jsonl")
+    report.draw(workdir / "report", records, split, results, occlusion)
     print(f"\n{config.task} at step {step} on {split.name}, {workdir / 'results.json'}\n")
-    print(table.metrics_table(results.metrics))
+    print(table.metrics_table(metrics))
     print(f"\nPictures: {workdir / 'report'}")
 
 
