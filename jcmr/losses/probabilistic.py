@@ -5,6 +5,8 @@ et al., CVPR 2021 (https://arxiv.org/abs/2101.05068); Chun, ICLR 2024
 (https://arxiv.org/abs/2305.18171). Letters: n images, m captions, k and l samples, d features.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,18 +21,44 @@ MAX_UNIFORM_SAMPLES = 128
 """Of the uniformity loss: the official code compares at most 128^2 pairs."""
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def log_mean_sigmoids(logits: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
+    """(log p, log(1 - p)) where p is the mean of sigmoid(logits) over `axes`.
+
+    In log space, so that a p that float32 cannot hold neither ties nor gives a NaN. The gradient is
+    written out, as it needs the logits and the result alone: a third of the memory.
+    """
+    count = jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
+    log_p = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=axes) - count
+    return log_p, jax.nn.logsumexp(jax.nn.log_sigmoid(-logits), axis=axes) - count
+
+
+def _forward(logits: Array, axes: tuple[int, int]):
+    logs = log_mean_sigmoids(logits, axes)
+    return logs, (logits, logs)
+
+
+def _backward(axes: tuple[int, int], saved, cotangents):
+    logits, logs = saved
+    # The slope of a sigmoid, sigmoid(z) sigmoid(-z), over the number of logits, in log space.
+    log_slope = -jnp.abs(logits) - 2 * jax.nn.softplus(-jnp.abs(logits))
+    log_slope -= jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
+    (of_p, of_q), (p, q) = ([jnp.expand_dims(x, axes) for x in pair] for pair in (cotangents, logs))
+    return (of_p * jnp.exp(log_slope - p) - of_q * jnp.exp(log_slope - q),)
+
+
+log_mean_sigmoids.defvjp(_forward, _backward)
+
+
 def log_mean_probabilities(
     squared: Array, shift: Array, scale: Array, axes: tuple[int, int]
 ) -> tuple[Array, Array]:
     """(log p, log(1 - p)), p the mean of sigmoid(2 (shift - scale * distance)) over `axes`.
 
-    In log space, so that a p that float32 cannot hold neither ties nor gives a NaN. The root is of
-    the squared distance plus 1e-6, as in the official code; its gradient is finite at 0.
+    The distance is the root of the squared one plus 1e-6, as in the official code; its gradient is
+    finite at 0.
     """
-    logits = 2 * (shift - scale * jnp.sqrt(squared + 1e-6))
-    count = jnp.log(squared.shape[axes[0]] * squared.shape[axes[1]])
-    log_match = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=axes) - count
-    return log_match, jax.nn.logsumexp(jax.nn.log_sigmoid(-logits), axis=axes) - count
+    return log_mean_sigmoids(2 * (shift - scale * jnp.sqrt(squared + 1e-6)), axes)
 
 
 def log_match_probability(x: Array, y: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
