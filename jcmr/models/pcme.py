@@ -35,7 +35,7 @@ from jcmr.models.encoders.pie import (
 )
 from jcmr.models.encoders.regions import Regions
 from jcmr.ops.chunks import sum_over_chunks
-from jcmr.ops.gaussian import csd
+from jcmr.ops.gaussian import csd, expected_likelihood
 from jcmr.ops.mixing import mix_images
 
 
@@ -51,14 +51,16 @@ class Config:
     word_dim: int = 300
     embed_dim: int = 1024
     method: str = "pcme"
-    """"pcme" compares samples, "pcmepp" the closed-form expected distance, "infonce" the means by
-    cosine at temperature 1 / negative_scale."""
+    """What the loss compares: "pcme" samples, "pcmepp" the closed-form expected distance; and, as a
+    softmax at temperature 1 / negative_scale over the batch, "infonce" the cosine of the means,
+    "likelihood" the log expected likelihood per dimension (`ops.gaussian`). In the last alone an
+    item that is spread wide is near to more: its variance then tells how much it could mean."""
     num_samples: int = 7
     deterministic: bool = False
     """The same towers without uncertainty: one point per item."""
     score: str = "matching_prob"
     """"matching_prob" or "matmul" over all pairs of samples, "csd" (minus the expected squared
-    distance) or "cosine" of the means."""
+    distance), "likelihood", or "cosine" of the means."""
     init_shift: float = 15.0
     init_negative_scale: float = 15.0
     vib_weight: float = 1e-5
@@ -114,8 +116,8 @@ PARITY = {
 CHOICES = {
     "image": (*(f"resnet{depth}" for depth in resnet.STAGES), "compact", "regions"),
     "text": ("gru", "bag"),
-    "method": ("pcme", "pcmepp", "infonce"),
-    "score": ("matching_prob", "matmul", "csd", "cosine"),
+    "method": ("pcme", "pcmepp", "infonce", "likelihood"),
+    "score": ("matching_prob", "matmul", "csd", "likelihood", "cosine"),
     "reduction": ("captions", "pairs", "sum"),
     "duplicates": ("positive", "masked", "negative"),
     "readout": ("ends", "mean", "last_word"),
@@ -141,6 +143,11 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
             raise ValueError(
                 f"config.model.{name} is {getattr(config, name)!r}; it can be {', '.join(choices)}."
             )
+    if config.deterministic and "likelihood" in (config.method, config.score):
+        raise ValueError(
+            "A point has no likelihood: with config.model.deterministic set config.model.method to "
+            "'infonce' and config.model.score to 'cosine'."
+        )
     return config
 
 
@@ -423,6 +430,16 @@ def embed_batch(
     ), mutables
 
 
+def cosine(x: Gaussian, y: Gaussian) -> Array:
+    """Of the means, [n, m]."""
+    return jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
+
+
+def log_likelihood(x: Gaussian, y: Gaussian) -> Array:
+    """Log expected likelihood per dimension, [n, m]."""
+    return expected_likelihood(x.mean, x.log_var, y.mean, y.log_var) / x.mean.shape[-1]
+
+
 def objective_terms(
     here: Embedded, criterion: Mapping[str, Array], cfg: Config, key: Array, axis: str | None
 ) -> Terms:
@@ -497,8 +514,8 @@ def objective_terms(
             ),
             ("text_to_image", here.caption, everywhere.image, to_image(here.captions)),
         ):
-            cosine = jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
-            terms[name] = Term(losses.cross_entropy(scale * cosine, pairs), len(x.mean), 0.5)
+            compare = log_likelihood if cfg.method == "likelihood" else cosine
+            terms[name] = Term(losses.cross_entropy(scale * compare(x, y), pairs), len(x.mean), 0.5)
 
     if here.image_scale is not None and here.caption_scale is not None:
         for name, gaussian, log_scale, rows in (
@@ -604,6 +621,6 @@ def make(cfg: Mapping[str, Any]) -> Task:
             return query.samples.sum(1) @ gallery.samples.sum(1).T
         if config.score == "csd":
             return -csd(query.mean, query.log_var, gallery.mean, gallery.log_var)
-        return query.mean @ gallery.mean.T
+        return (log_likelihood if config.score == "likelihood" else cosine)(query, gallery)
 
     return Task(init, loss, {"image": encode_image, "text": encode_text}, score)
