@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from jax import numpy as jnp
 from ml_collections import config_flags
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -28,13 +29,14 @@ REG_IMAGE, REG_TEXT = 3.0, 0.3
 RECALLS = (1, 5, 10)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data and seed to take.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json goes.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/cca", "Where results.json goes.")
 
 
 def recalls(scores: np.ndarray, positive: np.ndarray) -> metrics.Values:
     """R@k in percent of scores [n, m], where bool `positive` [n, m] says what matches."""
-    best = ranks.best_positive(scores, positive)
-    return metrics.recall_values(np.asarray(ranks.count_ahead(scores, ~positive, best)), RECALLS)
+    s, match = jnp.asarray(scores), jnp.asarray(positive)
+    ahead = ranks.count_ahead(s, ~match, ranks.best_positive(s, match))
+    return metrics.recall_values(np.asarray(ahead), RECALLS)
 
 
 def measure(data: Mapping[str, Any], seed: int) -> metrics.Values:
@@ -87,5 +89,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)
