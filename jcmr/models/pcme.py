@@ -565,10 +565,11 @@ def with_linear_start(variables: Variables, start: Any) -> Variables:
       ValueError: the towers of the config are not linear.
     """
     params = variables["params"]
-    if "mean" not in params["text"] or "pie_net" in params["image"]["head"]:
+    image = params["image"]
+    if "mean" not in params["text"] or "pie_net" in image["head"] or "backbone" in image:
         raise ValueError(
-            "config.train.init_from = 'cca' needs config.model.image = 'regions', "
-            "config.model.text = 'bag' and config.model.attention = False."
+            "config.train.init_from = 'cca' needs config.model.image = 'regions', region_dim = 0, "
+            "text = 'bag' and attention = False."
         )
     fc = {"kernel": start.image_kernel, "bias": start.image_bias}
     words = {
@@ -578,7 +579,7 @@ def with_linear_start(variables: Variables, start: Any) -> Variables:
     }
     new = {
         **params,
-        "image": {**params["image"], "head": {**params["image"]["head"], "fc": fc}},
+        "image": {**image, "head": {**image["head"], "fc": fc}},
         "text": {**params["text"], "mean": words},
     }
     if "log_scale" in params["text"]:
