@@ -12,7 +12,8 @@ What a relation is called decides what is measured; `{split}/{i2t or t2i}/` come
   out of queries and galleries.
 - any other, such as `eccv` or `cxc`: as `class`, with the relation's name in front: eccv_map@r.
 
-Queries without a match are left out. Units and ties: see `metrics` and `ops.ranks`.
+Queries without a match are left out; split.extras["queries"] (relation -> bool of each row and of
+each column) says who else is, where a relation is only known of some. Units and ties: see `metrics` and `ops.ranks`.
 """
 
 import difflib
