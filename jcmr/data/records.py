@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from absl import logging
@@ -42,11 +43,19 @@ class Arrays:
         return {name: column[indices] for name, column in self.columns.items()}
 
 
+class Stored(Protocol):
+    """Image files by position, as paths or as bytes."""
+
+    def __getitem__(self, index: int, /) -> str | bytes:
+        """File `index`."""
+        ...
+
+
 class Images:
     """Stored pictures as square uint8 images, `{"image": [size, size, 3], "id": []}`.
 
     Args:
-      stored: a path or the bytes of a file, by position.
+      stored: the files.
       names: what error messages call them.
       size: side of the images returned.
       whole: keep the whole picture, squeezed to a square, and add its `aspect` (width / height),
@@ -57,7 +66,7 @@ class Images:
 
     def __init__(
         self,
-        stored: Sequence[str] | Sequence[bytes],
+        stored: Stored,
         names: Sequence[str],
         size: int,
         whole: bool = False,

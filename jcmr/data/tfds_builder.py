@@ -23,7 +23,7 @@ SHARD = 1000
 class EncodedImages(tfds.core.ShardBasedBuilder):
     """Pictures in the order that they are given, `{"image": bytes, "name": its file}`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION: Any = tfds.core.Version("1.0.0")
 
     def __init__(self, files: Mapping[str, Sequence[Path]], encode: Encode, **kwargs: Any):
         """Takes split -> files, and what to store of them."""
@@ -57,7 +57,8 @@ def write_images(folder: Path, files: Mapping[str, Sequence[Path]], encode: Enco
     """
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # whoever encodes reports the progress
-        EncodedImages(files, encode, data_dir=str(folder)).download_and_prepare()
+        make: Any = EncodedImages  # the type of a TFDS builder class takes no arguments
+        make(files, encode, data_dir=str(folder)).download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
 
 

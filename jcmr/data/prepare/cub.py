@@ -22,6 +22,7 @@ CLASSES = (
     'trainvalclasses.txt and testclasses.txt are the "Proposed Splits" of Xian et al.; with '
     "seen_test_images.txt they are in https://github.com/naver-ai/pcme (datasets/annotations/cub)."
 )
+ORIGIN = f"{BIRDS} {CAPTIONS} {CLASSES}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

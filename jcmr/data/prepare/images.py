@@ -58,7 +58,7 @@ def shrinking(size: int, workers: int, strict: bool, total: int) -> Iterator[Enc
                     raise ValueError(problem)
                 if problem:
                     unreadable.append(problem)
-                    print(f"{problem} It is kept as it is ({len(unreadable)} so far).", flush=True)
+                    counter.say(f"{problem} It is kept as it is ({len(unreadable)} so far).")
                 counter.step()
                 yield content
 

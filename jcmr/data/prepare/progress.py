@@ -1,5 +1,6 @@
 """What a long preparation says while it works."""
 
+import sys
 import time
 
 from jcmr.core.clock import clock
@@ -14,6 +15,7 @@ class Progress:
     def __init__(self, total: int, what: str):
         """Counts to `total` things called `what`."""
         self.total, self.what, self.done = total, what, 0
+        self.stream = sys.stdout  # of now: it may be silenced while a library works
         self.began = self.said = time.monotonic()
 
     def step(self) -> None:
@@ -26,4 +28,8 @@ class Progress:
         rate = self.done / max(now - self.began, 1e-9)
         left = clock((self.total - self.done) / rate)
         what = f"{self.what}: {self.done:,} of {self.total:,}"
-        print(f"{what}, {rate:,.0f} per second, {left} left", flush=True)
+        self.say(f"{what}, {rate:,.0f} per second, {left} left")
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        print(line, file=self.stream, flush=True)

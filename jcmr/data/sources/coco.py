@@ -1,4 +1,4 @@
-"""MS-COCO captions in the split of VSE++ and PCME, from the folder of `python -m jcmr.prepare coco`.
+"""MS-COCO captions in the split of VSE++ and PCME, from what `python -m jcmr.prepare coco` writes.
 
 Train: 113,287 images with five captions each; dev: the first 1,000 of Karpathy's validation images,
 as PCME validates; test: his 5,000 test images, all at once (`coco_5k`) and as the mean of five
@@ -78,7 +78,7 @@ def with_test_protocols(split: RetrievalSplit, index: Index, eccv_dir: str) -> R
     """Adds what is measured on the test split alone: folds, plausible matches, ECCV Caption."""
     num, owner = len(index.names), owners(index)
     vectors = category_vectors(index.columns["categories"])
-    known = vectors.any(axis=1)
+    known = vectors.sum(axis=1) > 0
     fold = np.arange(num) * NUM_FOLDS // num
     whole = np.zeros(num, int), np.zeros(len(owner), int)
     relevance = {**split.relevance, **plausible_matches(vectors, owner)}

@@ -36,7 +36,7 @@ class CubOptions(NamedTuple):
     image_size: int = 256
     """Side of the square images that are read; the device crops `crop_size` out of them."""
     whole_image: bool = False
-    """Training images keep the whole picture, for a random crop; else the centre, as PCME has it."""
+    """Training images keep the whole picture, for a random crop; else the centre, as in PCME."""
     max_words: int = 48
     vocabulary: str = ""
     """A vocabulary file; empty builds one from the training captions."""
