@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +14,18 @@ import numpy as np
 import pytest
 from absl import logging
 
-from jcmr import prepare
+from configs.pcme_coco import get_config
+from jcmr import launch, prepare
 from jcmr.core import parallel
-from jcmr.core.types import Task
 from jcmr.data import text
 from jcmr.data.eccv_caption import load_matches
 from jcmr.data.loader import make_loader
 from jcmr.data.sources import coco
 from jcmr.eval import retrieval
-from tests.miniatures import coco_command, write_coco, write_glove
+from jcmr.train.checkpoint import Checkpoints
+from jcmr.train.logging import read_records
+from tests.miniatures import coco_command, table_task, write_coco, write_glove
 
-ROOT = Path(__file__).parents[1]
 TEST_IDS = range(14, 24)
 
 
@@ -111,14 +113,9 @@ def test_eccv_caption_is_measured_on_its_own_queries(data, tmp_path):
     caption_ids = [100 * i + c for i in TEST_IDS for c in range(5)]
     # A system that ranks what it should by a table.
     scores = np.random.default_rng(0).permutation(500).reshape(10, 50).astype(np.float32)
-    task = Task(
-        None,  # pyright: ignore
-        None,  # pyright: ignore
-        {name: lambda variables, inputs: {"id": inputs["id"]} for name in ("image", "text")},
-        lambda variables, query, gallery: jax.numpy.asarray(scores)[query["id"]][:, gallery["id"]],
-    )
+    task = table_task(scores)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    cfg = {"tile": (10, 50), "batch_size": 50}
+    cfg = {"tile": (10, 50), "batch_size": 50, "relations": ("eccv", "cxc")}
     found = retrieval.make_evaluator(task, test, cfg, lambda batch: batch, mesh)({}).metrics
     for direction, table, queries, gallery in (
         ("i2t", scores, list(TEST_IDS), caption_ids),
@@ -201,43 +198,114 @@ def test_options_and_vocabularies(data, tmp_path):
     assert "picture" in rare and "9" not in rare
 
 
-def launch(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jcmr.launch", *options],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+def configured(folder: Path, **train):
+    """The smoke config on the data of `folder`."""
+    config = get_config("smoke")
+    config.data.dir = str(folder)
+    config.train.update(train)
+    return config
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("missing", ("missing/prepared.json", "https://cocodataset.org", "jcmr.prepare coco")),
+        ("", ("config.data.dir is not set", "python -m jcmr.prepare coco")),
+    ],
+)
+def test_missing_data_is_explained(name, words):
+    with pytest.raises(FileNotFoundError) as raised:
+        launch.build(configured(Path(name)) if name else get_config())
+    assert launch.ours(raised.value)  # then the command line prints it and no traceback
+    for word in words:
+        assert word in str(raised.value)
+
+
+def run(options: list[str], cache: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "jcmr.launch", "--config=configs/pcme_coco.py:smoke", *options],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
     )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
-def test_missing_data_is_explained_at_once(tmp_path):
-    done = launch(
-        "--config=configs/pcme_coco.py", "--config.data.dir=missing", f"--workdir={tmp_path}"
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "Error" in line]
-    for words in (
-        "missing/prepared.json",
-        "https://cocodataset.org",
-        "python -m jcmr.prepare coco",
-    ):
-        assert words in line
-    assert not list(tmp_path.iterdir())
+def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Arrays of a checkpoint by path."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    arrays = checkpoints.restore_arrays(step)
+    checkpoints.close()
+    return arrays
+
+
+def part(arrays: dict[str, np.ndarray], *words: str) -> np.ndarray:
+    """The one array whose path holds all `words`."""
+    (found,) = [x for path, x in arrays.items() if all(f"'{word}'" in path for word in words)]
+    return found
 
 
 def test_it_trains_evaluates_and_resumes(data, tmp_path):
-    """From :smoke, the second half in a second process; then with another vocabulary."""
-    dim = 16
-    glove = write_glove(tmp_path / "glove.txt", ["picture", "red", "zebra"], dim)
+    """Both stages of five steps from :smoke; then the second one again, in another process."""
     write_eccv(tmp_path / "eccv")
+    glove = write_glove(tmp_path / "glove.txt", ["zebra", "picture"], 16)
+    workdir = tmp_path / "run"
     options = [
-        "--config=configs/pcme_coco.py:smoke",
         f"--config.data.dir={data}",
         f"--config.data.eccv_dir={tmp_path / 'eccv'}",
         f"--config.train.glove={glove}",
-        f"--workdir={tmp_path / 'run'}",
+        f"--workdir={workdir}",
     ]
-    first = launch(*options, "--config.train.stages=({},)".format("config"))
-    assert first.returncode != 0  # stages are no literal of that kind
+    said = run(options, tmp_path / "cache")
+    assert "stage heads: steps 1 to 5" in said and "stage all: steps 6 to 10" in said
+    assert "1 of " in said and "word vectors from" in said
+    results = json.loads((workdir / "results.json").read_text())
+    for protocol in ("coco_5k", "coco_1k"):
+        for direction in ("i2t", "t2i"):
+            for name in ("r@1", "r@10", "pmrp", "pmr@1", "eccv_pmrp"):
+                assert 0 <= results[f"{protocol}/{direction}/{name}"] <= 100
+    for name in ("eccv_map@r", "eccv_r_precision", "cxc_r@1"):
+        assert name in {key.rpartition("/")[2] for key in results}
+    records = read_records(workdir / "metrics.jsonl")
+    assert [r["step"] for r in records if r["split"] == "train"] == list(range(1, 11))
+    assert ["dev/rsum" in r for r in records if r["split"] == "dev"] == [True, True]
+
+    frozen, trained = saved(workdir, 5), saved(workdir, 10)
+    words = open_coco(data).vocabulary
+    vector = np.asarray(glove.read_text().splitlines()[1].split()[1:], np.float32)
+    at = ("params", "text", "embed", "embedding")
+    np.testing.assert_array_equal(part(frozen, *at)[words["picture"]], vector)
+    assert (part(trained, *at)[words["picture"]] != vector).any()
+    # Frozen is frozen, but BatchNorm goes on recording, as in the official code.
+    at = ("params", "image", "backbone", "bn1", "scale")
+    assert (part(frozen, *at) == 1).all() and (part(trained, *at) != 1).any()
+    assert (part(frozen, "batch_stats", "backbone", "bn1", "mean") != 0).all()
+
+    shutil.rmtree(workdir / "checkpoints" / "10")
+    assert "at step 5" in run(options, tmp_path / "cache")
+    again = saved(workdir, 10)
+    for path, value in trained.items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
+
+    # The same words under other ids.
+    permuted = {w: i if i < 4 else len(words) + 3 - i for w, i in words.items()}
+    text.save_vocabulary(tmp_path / "permuted.json", permuted)
+    config = configured(data)
+    config.data.vocabulary = str(tmp_path / "permuted.json")
+    source, task = launch.build(config)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    with pytest.raises(ValueError, match="trained with another vocabulary"):
+        launch.restore_variables(config, workdir, source, task, mesh)
+
+
+def test_word_vectors_must_be_there_and_fit(data, tmp_path):
+    source, _ = launch.build(configured(data))
+    table = {"params": {"text": {"embed": {"embedding": np.zeros((len(source.vocabulary), 16))}}}}
+    with pytest.raises(FileNotFoundError, match=r"There is no .*glove.*https://nlp.stanford.edu"):
+        launch.with_glove(table, configured(data, glove=str(tmp_path / "glove")), source)
+    glove = write_glove(tmp_path / "glove", ["picture"], 3)
+    with pytest.raises(ValueError, match=r"Set config.model.word_dim to 3"):
+        launch.with_glove(table, configured(data, glove=str(glove)), source)

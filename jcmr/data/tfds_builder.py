@@ -72,9 +72,9 @@ class StoredImages:
     def source(self) -> Any:
         """The TFDS data source."""
         version = self.folder / EncodedImages.name / str(EncodedImages.VERSION)
-        return tfds.builder_from_directory(str(version)).as_data_source(
-            self.split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        builder: Any = tfds.builder_from_directory(str(version))
+        encoded: Any = tfds.decode.SkipDecoding
+        return builder.as_data_source(self.split, decoders={"image": encoded()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers open the files themselves."""

@@ -25,7 +25,7 @@ class StageConfig:
     schedule: str = "cosine"
     """"constant"; "cosine" to 0 by steps, or once an epoch as in most official code; "steps" times
     `decay_rate` after each of `decay_epochs`."""
-    cosine_epochs: int = 0
+    schedule_epochs: int = 0
     """Epochs until a cosine is at 0; 0 is the length of the stage."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
@@ -102,7 +102,7 @@ def make_schedule(
     config: StageConfig, num_steps: int, steps_per_epoch: int
 ) -> Callable[[Any], Any]:
     """Step of the stage -> learning rate."""
-    length = config.cosine_epochs * steps_per_epoch or num_steps
+    length = config.schedule_epochs * steps_per_epoch or num_steps
 
     def schedule(step: Any) -> Any:
         step = jnp.asarray(step, jnp.float32)
