@@ -298,8 +298,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
-    # Orbax reports every file that it opens through the same logger.
-    handler.addFilter(lambda record: "orbax" not in record.pathname or record.levelno > 30)
+    # Orbax and TFDS report every file that they open through the same logger.
+    chatty = re.compile("orbax|tensorflow_datasets")
+    handler.addFilter(lambda record: not chatty.search(record.pathname) or record.levelno > 30)
     config: Config = CONFIG.value
     flag: Any = flags.FLAGS["config"]
     name = Path(flag.config_filename).stem
