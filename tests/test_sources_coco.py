@@ -146,9 +146,7 @@ def test_files_of_eccv_caption_are_checked(tmp_path):
     found = load_matches(tmp_path, "eccv", *ids)
     assert found.images.nonzero()[0].tolist() == [0, 1]
     assert np.argwhere(found.matrix).tolist() == [[0, 0], [0, 1], [0, 18], [1, 5], [2, 10], [4, 0]]
-    with pytest.raises(
-        ValueError, match=r"image_to_caption.json asks for 15, which is not in"
-    ):
+    with pytest.raises(ValueError, match=r"image_to_caption.json asks for 15, which is not in"):
         load_matches(tmp_path, "eccv", [14, 16, 18], ids[1])
     (tmp_path / "cxc_image_to_caption.json").write_text("[]")
     with pytest.raises(ValueError, match="holds no lists of matches"):
