@@ -225,11 +225,15 @@ def test_missing_data_is_explained(name, words):
         assert word in str(raised.value)
 
 
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 def run(options: list[str], cache: Path) -> str:
+    environment = {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "jcmr.launch", "--config=configs/pcme_coco.py:smoke", *options],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **environment, "XLA_FLAGS": QUICK_TO_COMPILE},
         capture_output=True,
         text=True,
         timeout=900,
@@ -262,6 +266,8 @@ def test_it_trains_evaluates_and_resumes(data, tmp_path):
         f"--config.data.eccv_dir={tmp_path / 'eccv'}",
         f"--config.train.glove={glove}",
         f"--workdir={workdir}",
+        "--config.data.image_size=36",
+        "--config.data.crop_size=32",
     ]
     said = run(options, tmp_path / "cache")
     assert "stage heads: steps 1 to 5" in said and "stage all: steps 6 to 10" in said
