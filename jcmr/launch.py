@@ -127,7 +127,8 @@ def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> 
     if not config.train.init_from:
         return variables
     if config.train.init_from == "cca":
-        start = linear_start.fit(source.train, source.info["vocab_size"], config.train.cca)
+        size = source.info["vocab_size"], config.model.embed_dim
+        start = linear_start.fit(source.train, *size, config.train.cca)
         module = importlib.import_module(f"jcmr.models.{config.task}")
         return module.with_linear_start(variables, start)
     ours: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
