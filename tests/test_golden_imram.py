@@ -20,7 +20,6 @@ from jcmr.eval import retrieval
 from jcmr.losses.ranking import triplet_hinge
 from jcmr.models import imram, vse
 from jcmr.models.encoders.gpo import GPO, rank_encoding
-from jcmr.models.encoders.words import WordStates
 from jcmr.ops import cross_attention as ca
 from jcmr.train.optim import StageConfig, make_optimizer
 from tests.conftest import GOLDEN_DIR, load_golden
@@ -117,27 +116,20 @@ def test_imram_scores(golden: Path):
         renormalise=golden.stem.endswith("_renorm"),
     )
 
-    @jax.jit
-    def steps(images, captions, weights):
+    def total(images, captions, weights):
         gates = {name: gate_of(weights, name) for name in ("t2i", "i2t")}
         pair = fragments(images, captions, mask, gates)
         match = jax.vmap(partial(ca.match_directions, gates=gates, how=how), (None, 0))
-        found = jax.vmap(match, (0, None))(*pair)
-        return {name: scores for name, (scores, _) in found.items()}
+        found = {name: scores for name, (scores, _) in jax.vmap(match, (0, None))(*pair).items()}
+        scores = sum(x.sum(2) for x in found.values())
+        return jnp.vdot(arrays["cotangent_full"], scores), (scores, found)
 
-    found = steps(arrays["images"], arrays["captions"], weights)
-    for name, total in (("t2i", "score_text"), ("i2t", "score_image")):
+    grad = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    grads, (scores, found) = grad(arrays["images"], arrays["captions"], weights)
+    for name, sums in (("t2i", "score_text"), ("i2t", "score_image")):
         for k in range(how.steps):
             close(found[name][:, :, k], arrays[f"{name}.step{k}"], 2e-5)
-        close(found[name].sum(2), arrays[total], 2e-5)
-
-    def full(images, captions, weights):
-        gates = {name: gate_of(weights, name) for name in ("t2i", "i2t")}
-        scores = ca.score_tile(*fragments(images, captions, mask, gates), gates, how, chunk=4)
-        return jnp.vdot(arrays["cotangent_full"], scores), scores
-
-    grad = jax.jit(jax.grad(full, (0, 1, 2), has_aux=True))
-    grads, scores = grad(arrays["images"], arrays["captions"], weights)
+        close(found[name].sum(2), arrays[sums], 2e-5)
     close(scores, arrays["score_full"], 2e-5)
     close_rel(grads[0], arrays["g_images"], 5e-4)
     close_rel(grads[1], arrays["g_captions"], 5e-4)
@@ -185,7 +177,7 @@ def test_scan_scores(golden: Path):
 
 
 def hinge(scores, margin, hardest):
-    """The loss of a square matrix whose matches are on the diagonal, as the official code has it."""
+    """The official loss: matches are on the diagonal of a square matrix."""
     own = jnp.arange(len(scores))
     return triplet_hinge(scores, own, own, ~jnp.eye(len(scores), dtype=bool), margin, hardest).sum()
 
@@ -399,7 +391,12 @@ def test_vse_infty_image_encoder(golden: Path):
     after = rules.convert(mapping, {**part(arrays, "w."), **part(arrays, "after.")}, None, counter)
     jax.tree.map(partial(close, tolerance=3e-5), new["batch_stats"], after["batch_stats"])
     weights = {path: rule for path, rule in mapping.items() if path[0] == "params"}
-    close_params(grads, weights, part(arrays, "g."), 5e-4, counter)
+    # BatchNorm takes the first bias out again: its gradient is 0, and the file holds noise.
+    first = grads["mlp"]["first"]
+    close(first.pop("bias"), 0, 1e-6 * np.abs(first["kernel"]).max())
+    del weights["params", "mlp", "first", "bias"]
+    noise = lambda name: counter(name) or name == "mlp.layers.0.bias"
+    close_params(grads, weights, part(arrays, "g."), 5e-4, noise)
 
 
 @pytest.mark.golden("imram", "vseinf_encoder_text")
@@ -407,9 +404,7 @@ def test_vse_infty_text_encoder(golden: Path):
     arrays = load_golden(golden)
     vocab_size, word_dim = arrays["w.embed.weight"].shape
     features = arrays["w.rnn.weight_hh_l0"].shape[1]
-    tower = vse.TextTower(
-        vse.Config(vocab_size=vocab_size, word_dim=word_dim, embed_dim=features)
-    )
+    tower = vse.TextTower(vse.Config(vocab_size=vocab_size, word_dim=word_dim, embed_dim=features))
     mapping = {**text_rules((), ""), **gpo_rules(("pool",), "gpool.")}
     params = rules.convert(mapping, part(arrays, "w."))["params"]
 
@@ -422,80 +417,95 @@ def test_vse_infty_text_encoder(golden: Path):
     close_params(grads, mapping, part(arrays, "g."), 5e-4)
 
 
-def system(arrays, state, variant, steps, hardest):
+def system(arrays, state, variant, steps):
     """(task, variables, batch) of an end-to-end file."""
     options = {
         "variant": variant,
         "steps": steps,
         "smooth": float(arrays["lambda_softmax"]),
         "margin": float(arrays["margin"]),
-        "hardest": hardest,
         "duplicates": "negative",
         "chunk": 4,
     }
     variables, model = convert_regions(state, "img_enc.fc_local", options)
-    size = len(arrays["images"])
     batch = {
         "regions": jnp.asarray(arrays["images"]),
         "text": jnp.asarray(arrays["captions"], jnp.int32),
-        "id": jnp.arange(size),
+        "id": jnp.arange(len(arrays["images"])),
     }
     return imram.make(model), variables, batch
 
 
-def objective(task, batch):
-    return lambda variables: task.loss(variables, batch, jax.random.key(0), None)[0]["hinge"].sum
+PROGRAMS: dict = {}
 
 
 @pytest.mark.golden("imram", "imram_e2e")
 def test_system(golden: Path):
     arrays = load_golden(golden)
     official, kind = re.search(r"e2e_(\w+IMRAM)_(max|sum)", golden.stem).groups()
-    steps, state = steps_of(golden, arrays, 3), part(arrays, "w.")
-    task, variables, batch = system(arrays, state, VARIANTS[official], steps, kind == "max")
+    steps, state, variant = steps_of(golden, arrays, 3), part(arrays, "w."), VARIANTS[official]
+    task, variables, batch = system(arrays, state, variant, steps)
 
-    @jax.jit
-    def run(variables):
-        sides = [task.encode[name](variables, batch) for name in ("image", "text")]
-        return task.score(variables, *sides), jax.value_and_grad(objective(task, batch))(variables)
+    def run(variables, batch, margin, hardest):
+        def loss(variables):
+            sides = [task.encode[name](variables, batch) for name in ("image", "text")]
+            scores = task.score(variables, *sides)
+            return hinge(scores, margin, hardest), scores
 
-    scores, (value, grads) = run(variables)
+        return jax.value_and_grad(loss, has_aux=True)(variables)
+
+    # The files of both losses share a program.
+    key = variant, steps, float(arrays["lambda_softmax"])
+    run = PROGRAMS.setdefault(key, jax.jit(run))
+    (value, scores), grads = run(variables, batch, float(arrays["margin"]), kind == "max")
     close(scores.T, arrays["scores_train"], 2e-5)
     close(value, arrays["loss"], 1e-3)
-    # The file leaves out the gradients of the gates that a variant does not use.
+    # The files leave out the gradients of weights that a variant does not use.
     stored = {n: part(arrays, "g.").get(n, np.zeros_like(x)) for n, x in state.items()}
-    expected, _ = convert_regions(stored, "img_enc.fc_local", dict(variant=VARIANTS[official], steps=steps))
+    options = {"variant": variant, "steps": steps}
+    expected, _ = convert_regions(stored, "img_enc.fc_local", options)
     jax.tree.map(partial(close_rel, tolerance=1e-3), grads["params"], expected["params"])
     close_rel(optax.tree.norm(grads), arrays["grad_norm"], 1e-3)
 
 
 @pytest.mark.golden("imram", "imram_train")
 def test_training(golden: Path):
-    """Towers, loss, clipping and Adam together."""
+    """Towers, loss, clipping and Adam together.
+
+    In float64, as the first step of Adam divides each gradient by its own size: where that is 3e-7
+    of the largest, the noise of float32 is a tenth of a step.
+    """
     arrays = load_golden(golden)
-    steps = steps_of(golden, arrays, 2)
-    task, variables, batch = system(arrays, part(arrays, "w0."), "full", steps, True)
+    steps, number = steps_of(golden, arrays, 2), len(arrays["losses"])
+    task, variables, batch = system(arrays, part(arrays, "w0."), "full", steps)
     stage = StageConfig(
         optimizer="adam",
         learning_rate=float(arrays["lr"]),
         schedule="constant",
         clip_norm=float(arrays["grad_clip"]),
     )
-    number = len(arrays["losses"])
-    optimizer = make_optimizer(stage, number, variables["params"])
-    opt_state = optimizer.init(variables["params"])
-    value_and_grad = jax.jit(jax.value_and_grad(objective(task, batch)))
-    for t in range(number):
-        value, grads = value_and_grad(variables)
-        close(value, arrays["losses"][t], 1e-4)
-        close_rel(optax.tree.norm(grads), arrays["grad_norms"][t], 1e-3)
-        updates, opt_state = optimizer.update(grads["params"], opt_state, variables["params"])
-        variables = {"params": optax.apply_updates(variables["params"], updates)}
-    last = next(n for n in arrays if re.fullmatch(rf"w{number}\..*", n)).partition(".")[0]
-    expected, _ = convert_regions(
-        part(arrays, f"{last}."), "img_enc.fc_local", {"variant": "full", "steps": steps}
-    )
-    jax.tree.map(partial(close, tolerance=2e-5), variables["params"], expected["params"])
+
+    def objective(params, batch):
+        return task.loss({"params": params}, batch, jax.random.key(0), None)[0]["hinge"].sum
+
+    with jax.enable_x64(True):
+        widen = lambda x: jnp.asarray(x, "float64" if x.dtype == np.float32 else x.dtype)
+        params, batch = jax.tree.map(widen, (variables["params"], batch))
+        optimizer = make_optimizer(stage, number, params)
+        opt_state = optimizer.init(params)
+        value_and_grad = jax.jit(jax.value_and_grad(objective))
+        for t in range(number):
+            value, grads = value_and_grad(params, batch)
+            assert value.dtype == np.float64
+            close(value, arrays["losses"][t], 1e-4)
+            close_rel(optax.tree.norm(grads), arrays["grad_norms"][t], 1e-3)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        params = jax.device_get(params)
+    last = part(arrays, f"w{number}.")
+    options = {"variant": "full", "steps": steps}
+    expected, _ = convert_regions(last, "img_enc.fc_local", options)
+    jax.tree.map(partial(close, tolerance=2e-5), params, expected["params"])
 
 
 def evaluate_scores(scores, fold_of_image=None):
@@ -542,7 +552,10 @@ def test_recalls(golden: Path):
     folds = np.arange(len(sims)) * len(rows) // len(sims)
     with jax.enable_x64(True):
         found = evaluate_scores(sims, folds).metrics
-    for protocol, expected in (("folds", arrays["fold5.mean"]), *((f"fold{i}", row) for i, row in enumerate(rows))):
+    for protocol, expected in (
+        ("folds", arrays["fold5.mean"]),
+        *((f"fold{i}", row) for i, row in enumerate(rows)),
+    ):
         values = [found[f"{protocol}/{d}/{name}"] for d in ("i2t", "t2i") for name in names]
         close(values, expected[:10], 1e-9)
         close(found[f"{protocol}/rsum"], expected[12], 1e-9)

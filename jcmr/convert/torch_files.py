@@ -71,7 +71,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def harmless() -> list[Any]:
-    """Constructors of numbers and of parsed command lines, which checkpoints hold beside weights."""
+    """Constructors of numbers and parsed command lines, which checkpoints hold with weights."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
     return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers, Namespace]

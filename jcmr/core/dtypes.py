@@ -1,5 +1,8 @@
 """Numeric policy: parameters and losses in float32, towers optionally in bfloat16."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -16,3 +19,14 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', not {name!r}.")
     return jnp.dtype(name)
+
+
+def tower_dtype(name: str) -> Any:
+    """What modules take as `dtype`: None, which follows the parameters, unless it is narrower."""
+    dtype = compute_dtype(name)
+    return None if dtype == jnp.float32 else dtype
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Widens what a tower computed in a narrower type."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

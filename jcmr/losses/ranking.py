@@ -55,7 +55,7 @@ class HingeConfig(Protocol):
 
     @property
     def reduction(self) -> str:
-        """ "sum" over captions, or their "mean"."""
+        """The loss is the "sum" over captions, or their "mean"."""
         ...
 
     @property
@@ -82,9 +82,8 @@ def hinge_terms(
       axis: device axis.
     """
     sides = batch_sides(batch, axis)
-    targets = pair_targets(
-        *parallel.all_gather(sides, axis), cfg.duplicates, cfg.mask_true_positives
-    )
+    images, captions = parallel.all_gather(sides, axis)
+    targets = pair_targets(images, captions, cfg.duplicates, cfg.mask_true_positives)
     # A column needs the rows of all devices, and scores are few beside what made them.
     scores = parallel.all_gather(scores, axis)
     rows = sides[1].row

@@ -84,7 +84,7 @@ class Config:
     mask_true_positives: bool = False
     """Masks pairs that match although the caption was written for another image; needs the
     batch's "scene_code" and "caption_code"."""
-    chunk: int = 8
+    chunk: int = 4
     """Captions scored at a time against all images of a tile or batch; sets the memory."""
     dtype: str = "float32"
     """Of the towers."""
@@ -139,7 +139,7 @@ class ImageTower(nn.Module):
         self, inputs: Batch, train: bool = False, axis: str | None = None, keys: Array | None = None
     ) -> Array:
         """Runs on the batch's "regions" [b, r, d] or "image" [b, h, w, 3]; keys [b] of dropout."""
-        cfg, dtype = self.cfg, dtypes.compute_dtype(self.cfg.dtype)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "compact":
             grid = CompactNet(dtype=dtype, name="backbone")(inputs["image"], train, axis)
             x = dropout(grid.reshape(len(grid), -1, grid.shape[-1]), cfg.dropout_rate, keys, site=1)
@@ -150,7 +150,7 @@ class ImageTower(nn.Module):
             x = WeightNormDense(cfg.embed_dim, dtype, name="project")(x)
         else:
             x = nn.Dense(cfg.embed_dim, dtype=dtype, kernel_init=XAVIER, name="project")(x)
-        x = x.astype(jnp.float32)
+        x = dtypes.at_least_float32(x)
         return l2_normalise(x) if cfg.unit_images else x
 
 
@@ -162,7 +162,7 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, text: Array, keys: Array | None = None) -> Array:
         """Word ids text [b, t], 0 = pad; keys [b] of dropout."""
-        cfg, dtype = self.cfg, dtypes.compute_dtype(self.cfg.dtype)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         size = cfg.vocab_size, cfg.word_dim, cfg.embed_dim
         tower = WordStates(*size, dropout_rate=cfg.dropout_rate, dtype=dtype, name="words")
         nn.share_scope(self, tower)

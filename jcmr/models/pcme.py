@@ -132,12 +132,6 @@ NOISE = 7
 """Sets the keys of samples apart from those of dropout."""
 
 
-def tower_dtype(cfg: Config) -> Any:
-    """What the towers compute in; None follows the parameters, which are float32."""
-    dtype = dtypes.compute_dtype(cfg.dtype)
-    return None if dtype == jnp.float32 else dtype
-
-
 class Outputs(NamedTuple):
     """What a tower makes of a batch; absent parts are None."""
 
@@ -161,7 +155,7 @@ class ImageHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, keys: Array | None = None) -> Outputs:
         """Local features x [b, r, d], dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         pooled = x.mean(axis=1)
         out = torch_dense(cfg.embed_dim, x.shape[-1], dtype, "fc")(pooled)
         attention = residual = log_scale = uncertainty_attention = None
@@ -185,7 +179,7 @@ class ImageTower(nn.Module):
         self, inputs: Batch, train: bool = False, axis: str | None = None, keys: Array | None = None
     ) -> Outputs:
         """Runs the tower on the batch's "image" [b, h, w, 3] or "regions" [b, r, d]."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "regions":
             x = Regions(
                 cfg.region_dim,
@@ -211,7 +205,7 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
         """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         mask = text > 0
         normal = nn.initializers.normal(1.0)
         x = nn.Embed(cfg.vocab_size, cfg.word_dim, embedding_init=normal, name="embed")(text)
@@ -239,7 +233,7 @@ class BagTower(nn.Module):
     @nn.compact
     def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
         """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         size = cfg.vocab_size, cfg.embed_dim, cfg.input_dropout_rate
         mean = BagOfWords(*size, dtype=dtype, name="mean")(text, keys)
         log_scale = None

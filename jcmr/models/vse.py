@@ -43,7 +43,8 @@ class Config:
     word_dim: int = 300
     embed_dim: int = 1024
     measure: str = "cosine"
-    """"cosine", or "order": -|max(0, caption - image)| of absolute values (Vendrov et al., 2016)."""
+    """"cosine", or "order": -|max(0, caption - image)| of absolute values
+    (Vendrov et al., ICLR 2016)."""
     normalise_regions: bool = False
     dropout_rate: float = 0.0
     """Of words and regions, before the towers."""
@@ -87,7 +88,7 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
 
 def finish(x: Array, cfg: Config) -> Array:
     """Embeddings of unit length, and absolute where they are ordered."""
-    x = l2_normalise(x.astype(jnp.float32))
+    x = l2_normalise(dtypes.at_least_float32(x))
     return jnp.abs(x) if cfg.measure == "order" else x
 
 
@@ -129,7 +130,7 @@ class ImageTower(nn.Module):
           axis: device axis.
           keys: [b], of dropout.
         """
-        cfg, dtype = self.cfg, dtypes.compute_dtype(self.cfg.dtype)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "compact":
             grid = CompactNet(dtype=dtype, name="backbone")(inputs["image"], train, axis)
             x = dropout(grid.reshape(len(grid), -1, grid.shape[-1]), cfg.dropout_rate, keys, site=1)
@@ -162,7 +163,7 @@ class TextTower(nn.Module):
             cfg.embed_dim,
             ("forward", "backward") if infty else ("forward",),
             cfg.dropout_rate,
-            dtypes.compute_dtype(cfg.dtype),
+            dtypes.tower_dtype(cfg.dtype),
             name="words",
         )
         nn.share_scope(self, tower)

@@ -26,7 +26,7 @@ from jcmr.core.types import Array
 from jcmr.ops.attention import masked_softmax
 
 EPS = 1e-8
-BUCKETS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+BUCKETS = (8, 12, 16, 24, 32, 48, 64)
 """Lengths that captions are cut to."""
 NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
 AGGREGATES = ("mean", "sum", "max", "lse")
@@ -48,7 +48,7 @@ class Fragments(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """Memory distillation: outputs 0..d are of tanh (what is new), d..2d of sigmoid (what stays)."""
+    """Memory distillation: outputs 0..d go to tanh (what is new), d..2d to sigmoid (what stays)."""
 
     query_kernel: Array
     """[d, 2d]."""
@@ -203,20 +203,26 @@ def match_pair(
     norm = safe_sqrt(jnp.diagonal(query.gram))
     memory, logits, inputs = query.tokens, dots, query.as_query
     scores, attention = [], []
+
+    @jax.checkpoint
+    def refine(memory: Array, inputs: Array | None, weights: Array) -> tuple[Array, Array]:
+        """The next memory and its logits."""
+        assert gate is not None and context.as_context is not None
+        if inputs is None:
+            inputs = product(memory, gate.query_kernel, how.dtype) + gate.bias
+        inputs = inputs + product(weights, context.as_context, how.dtype)
+        memory = distil(memory, inputs, how)
+        attending = l2_normalise(memory) if how.cosine else memory
+        return memory, product(attending, context.tokens.T, how.dtype)
+
     for step in range(how.steps):
         weights = attend(logits, query.mask, context.mask, how)
         cosines = attended_cosine(weights, dots, context.gram, norm)
         scores.append(aggregate(cosines, query.mask, how))
         attention.append(weights)
-        if step + 1 == how.steps:
-            break
-        assert gate is not None and context.as_context is not None
-        if step:
-            inputs = product(memory, gate.query_kernel, how.dtype) + gate.bias
-        inputs = inputs + product(weights, context.as_context, how.dtype)
-        memory = distil(memory, inputs, how)
-        attending = l2_normalise(memory) if how.cosine else memory
-        logits = product(attending, context.tokens.T, how.dtype)
+        if step + 1 < how.steps:
+            memory, logits = refine(memory, inputs, weights)
+            inputs = None
     return jnp.stack(scores), jnp.stack(attention)
 
 

@@ -24,9 +24,7 @@ class WordStates(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(
-        self, text: Array, mask: Array, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def __call__(self, text: Array, mask: Array, keys: Array | None = None) -> tuple[Array, Array]:
         """Reads the words.
 
         Args:
