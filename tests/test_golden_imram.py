@@ -12,7 +12,7 @@ from jax import numpy as jnp
 
 from jcmr.convert import rules
 from jcmr.convert.imram import convert_regions, image_rules, text_rules
-from jcmr.convert.vse import gpo_rules, infty_image_rules
+from jcmr.convert.vse_infty import gpo_rules, infty_image_rules
 from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Task, same_id
 from jcmr.data.records import Arrays

@@ -7,7 +7,7 @@ while a gated memory refines what they look for. The formulas are in `ops.cross_
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +33,7 @@ from jcmr.ops.cross_attention import (
     Matching,
     l2_normalise,
     make_fragments,
+    match_directions,
     score_tile,
 )
 
@@ -236,6 +237,28 @@ class IMRAM(nn.Module):
         tokens, gates = self.text(text, keys), self.gates()
         directions = gates.get("t2i"), gates.get("i2t")
         return make_fragments(tokens, jnp.greater(text, 0), *directions, self.cfg.score_dtype)
+
+
+def make_attention(cfg: Mapping[str, Any]) -> Callable[[Variables, Fragments, Fragments], Array]:
+    """Builds what pictures need: (variables, images [n], captions [n]) -> attention of the n
+    aligned pairs over regions, [n, steps, words, regions].
+
+    Where words are the query it is their own; where only regions are (variant "image"), how much of
+    each region's attention goes to a word, as shares of the word.
+    """
+    config = make_config(cfg)
+    model, how = IMRAM(config), matching(config)
+
+    def attention(variables: Variables, images: Fragments, captions: Fragments) -> Array:
+        gates: Any = model.apply(variables, method="gates")
+        pairs = jax.vmap(lambda image, caption: match_directions(image, caption, gates, how))
+        found = pairs(images, captions)
+        if "t2i" in found:
+            return found["t2i"][1]
+        received = found["i2t"][1].mT
+        return received / jnp.maximum(received.sum(axis=-1, keepdims=True), 1e-8)
+
+    return attention
 
 
 def make(cfg: Mapping[str, Any]) -> Task:
