@@ -68,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "smoke":
         config.data.num_train = 64
         config.data.num_test = 20
+        config.model.steps = 2
         config.model.embed_dim = 16
         config.model.word_dim = 16
         config.train.batch_size = 16

@@ -1,11 +1,10 @@
 """SCAN on Flickr30k from bottom-up region features: IMRAM of one step, LogSumExp over words.
 
-Data as for imram_f30k. Papers print ensembles of both directions, the mean of their scores:
+Data as for imram_f30k, in --config.data.dir. Papers print ensembles of both directions, the mean of
+their scores: train this config as runs/scan_t2i and `scan_f30k.py:i2t` as runs/scan_i2t, then
 
-python -m jcmr.launch --config=configs/scan_f30k.py:i2t --workdir=runs/scan_i2t --config.data.dir=...
-python -m jcmr.launch --config=configs/scan_f30k.py --workdir=runs/scan_t2i --config.data.dir=...
-python -m jcmr.launch --mode=eval --config=configs/scan_f30k.py --workdir=runs/scan_t2i \\
-  --config.data.dir=... --config.eval.ensemble="('runs/scan_i2t',)"
+python -m jcmr.launch --mode=eval --config=configs/scan_f30k.py --workdir=runs/scan_t2i
+  --config.eval.ensemble="('runs/scan_i2t',)"
 """
 
 from ml_collections import ConfigDict

@@ -150,7 +150,7 @@ def case():
     """Images of different sizes, captions of lengths in two buckets, gates."""
     rng, d = np.random.default_rng(0), 6
     images = random_fragments(rng, [5, 4, 5], 5, d)
-    captions = random_fragments(rng, [12, 1, 3, 9, 11, 8, 10, 2, 12], 12, d)
+    captions = random_fragments(rng, [21, 1, 3, 9, 17, 8, 16, 2, 12], 21, d)
     weights = {
         name: [(rng.normal(size=(2 * d, d)), rng.normal(size=d)) for _ in range(2)]
         for name in ("t2i", "i2t")

@@ -26,8 +26,8 @@ from jcmr.core.types import Array
 from jcmr.ops.attention import masked_softmax
 
 EPS = 1e-8
-BUCKETS = (8, 12, 16, 24, 32, 48, 64)
-"""Lengths that captions are cut to."""
+BUCKETS = (16, 32, 64)
+"""Lengths that captions are cut to; each is a program of its own to compile."""
 NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
 AGGREGATES = ("mean", "sum", "max", "lse")
 
