@@ -1,0 +1,1 @@
+"""What other code does, written anew to be measured against."""
