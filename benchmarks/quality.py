@@ -23,6 +23,8 @@ class Row(NamedTuple):
     label: str
     config: str
     overrides: tuple[str, ...] = ()
+    module: str = "jcmr.launch"
+    """What is run; a baseline takes the same command line."""
 
 
 EXPERIMENTS: dict[str, tuple[Row, ...]] = {
@@ -30,7 +32,10 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("PCME", "configs/pcme_scenes.py"),
         Row("deterministic twin", "configs/pcme_scenes.py:deterministic"),
     ),
-    "pcme_flickr8k": (Row("PCME", "configs/pcme_flickr8k.py"),),
+    "pcme_flickr8k": (
+        Row("PCME", "configs/pcme_flickr8k.py"),
+        Row("linear CCA", "configs/pcme_flickr8k.py", module="benchmarks.baselines.cca"),
+    ),
 }
 
 
@@ -38,7 +43,7 @@ def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> N
     """Trains and evaluates one row on one seed in its own process, and records the result."""
     workdir = root / experiment / row.label.replace(" ", "_") / str(seed)
     command = [
-        sys.executable, "-m", "jcmr.launch", f"--config={row.config}", f"--workdir={workdir}",
+        sys.executable, "-m", row.module, f"--config={row.config}", f"--workdir={workdir}",
         f"--config.seed={seed}", *row.overrides, *extra,
     ]  # fmt: skip
     began = time.monotonic()
@@ -46,6 +51,7 @@ def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> N
     result = {
         "experiment": experiment,
         "row": row.label,
+        "module": row.module,
         "config": " ".join([row.config, *row.overrides]),
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),

@@ -1,1 +1,1 @@
-"""What other code does, written anew to be measured against."""
+"""Published methods, measured in the protocol of our own rows or on the same inputs."""

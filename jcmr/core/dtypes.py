@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jcmr.core.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
 """For products whose equality with a reference matters; accelerators round f32 inputs otherwise."""
@@ -27,6 +28,6 @@ def tower_dtype(name: str) -> Any:
     return None if dtype == jnp.float32 else dtype
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Widens what a tower computed in a narrower type."""
+def at_least_float32(x: Array) -> Array:
+    """Casts to float32, unless x is float64: what norms, distances and sums are computed in."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
