@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from flax import traverse_util
 from jax.sharding import Mesh
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables
@@ -26,7 +26,7 @@ from jcmr.data.glove import load_glove
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
-from jcmr.eval import report, retrieval, table
+from jcmr.eval import attention_report, ensemble, report, retrieval, table
 from jcmr.eval.occlusion import measure_occlusion
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
@@ -258,11 +258,66 @@ def restore_variables(
     return variables, step
 
 
+def restore_members(
+    config: Config, variables: Variables, task: Task, source: Source, mesh: Mesh
+) -> tuple[Task, Any]:
+    """The run and those of config.eval.ensemble as one task, and its variables.
+
+    A member is the folder of a run on the same data, of this or another system.
+
+    Raises:
+      FileNotFoundError: a folder holds no run.
+      ValueError: a run was trained with another vocabulary.
+    """
+    tasks, members = [task], [variables]
+    for folder in map(Path, config.eval.ensemble):
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"config.eval.ensemble names {folder}, which is no --workdir of a run."
+            )
+        saved = json.loads((folder / "config.json").read_text())["config"]
+        member = ConfigDict(saved)
+        tasks.append(importlib.import_module(f"jcmr.models.{member.task}").make(member.model))
+        members.append(restore_variables(member, folder, source, tasks[-1], mesh)[0])
+    return ensemble.mean_of(tasks), tuple(members)
+
+
+def draw_attention(
+    config: Config,
+    folder: Path,
+    source: Source,
+    task: Task,
+    variables: Variables,
+    split: RetrievalSplit,
+    results: retrieval.Results,
+) -> None:
+    """Pictures of attention, for systems that have one and data with pixels."""
+    module = importlib.import_module(f"jcmr.models.{config.task}")
+    vocabulary = getattr(source, "vocabulary", None)
+    if vocabulary and hasattr(module, "make_attention"):
+        attention, prepare = module.make_attention(config.model), image.make_prepare(config.data)
+        attention_report.draw(
+            folder, task, attention, variables, split, results, prepare, vocabulary
+        )
+
+
 def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
-    """Evaluates a run's checkpoint on the test split: results.json, a table, pictures."""
+    """Evaluates a run's checkpoint on the test split: results.json, a table, pictures.
+
+    With config.eval.ensemble, the mean of its scores and those of other runs: ensemble.json.
+    """
     mesh = parallel.make_mesh()
     variables, step = restore_variables(config, workdir, source, task, mesh)
     split = source.retrieval("test")
+    if config.eval.get("ensemble"):
+        together, members = restore_members(config, variables, task, source, mesh)
+        found = make_evaluate(together, split, config, mesh)(members)
+        path = workdir / "ensemble.json"
+        names = [str(workdir), *config.eval.ensemble]
+        write_json(path, {"members": names, **found.metrics})
+        print(f"\nMean scores of {', '.join(names)} on {split.name}, {path}\n")
+        print(table.metrics_table(found.metrics))
+        return
     results = make_evaluate(task, split, config, mesh)(variables)
     metrics, occlusion = dict(results.metrics), None
     if "occluded" in split.extras and "image" in results.uncertainty:
@@ -274,6 +329,7 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     write_json(workdir / "results.json", {"step": step, **metrics})
     records = read_records(workdir / "metrics.jsonl")
     report.draw(workdir / "report", records, split, results, occlusion)
+    draw_attention(config, workdir / "report", source, task, variables, split, results)
     print(f"\n{config.task} at step {step} on {split.name}, {workdir / 'results.json'}\n")
     print(table.metrics_table(metrics))
     print(f"\nPictures: {workdir / 'report'}")

@@ -327,3 +327,15 @@ def test_missing_features_are_named_with_the_way_to_get_them(features, name):
     (features / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}.*python -m jcmr.prepare precomp"):
         open_features(features)
+
+
+def test_protocols_cut_the_test_split_into_folds(features):
+    protocols = (("whole", 1), ("thirds", 3))
+    split = open_features(features, test_protocols=protocols).retrieval("test")
+    images, captions = split.extras["protocols"]["thirds"]
+    assert images.tolist() == [0, 1, 2] and captions.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert not split.extras["protocols"]["whole"][0].any()
+    dev = open_features(features, test_protocols=protocols, test_files="dev")
+    assert "protocols" not in dev.retrieval("dev").extras
+    with pytest.raises(ValueError, match=r"the 2 images of .*dev_ims.npy into 3 folds \(thirds\)"):
+        dev.retrieval("test")

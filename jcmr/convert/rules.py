@@ -58,10 +58,10 @@ def batch_norm(path: Path, name: str) -> dict[Path, Rule]:
     }
 
 
-def bigru(path: Path, name: str) -> dict[Path, Rule]:
-    """nn.GRU, one layer, both directions."""
+def bigru(path: Path, name: str, directions: int = 2) -> dict[Path, Rule]:
+    """nn.GRU, one layer, both directions or the forward one alone."""
     rules = {}
-    for side, suffix in (("forward", "_l0"), ("backward", "_l0_reverse")):
+    for side, suffix in (("forward", "_l0"), ("backward", "_l0_reverse"))[:directions]:
         for ours, theirs in (("input", "ih"), ("recurrent", "hh")):
             kernel = Rule(f"{name}.weight_{theirs}{suffix}", np.transpose)
             rules["params", *path, f"{side}_{ours}_kernel"] = kernel

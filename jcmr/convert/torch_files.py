@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             f"as .safetensors, which needs nothing."
         ) from error
     try:
-        with torch.serialization.safe_globals(numpy_scalars()):
+        with torch.serialization.safe_globals(harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -62,16 +63,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     def to_numpy(x: Any) -> Any:
         if isinstance(x, Mapping):
             return {key: to_numpy(value) for key, value in x.items()}
+        if isinstance(x, list | tuple):
+            return [to_numpy(value) for value in x]
         return x.detach().float().numpy() if isinstance(x, torch.Tensor) else x
 
     return to_numpy(loaded)
 
 
-def numpy_scalars() -> list[Any]:
-    """Harmless constructors of numbers, which scores and epochs inside checkpoints need."""
+def harmless() -> list[Any]:
+    """Constructors of numbers and parsed command lines, which checkpoints hold with weights."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
-    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers]
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers, Namespace]
 
 
 def tensors(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -79,3 +82,34 @@ def tensors(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {
         name.replace("module.", ""): x for name, x in state.items() if isinstance(x, np.ndarray)
     }
+
+
+def model_tensors(checkpoint: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a model of two towers, named `img_enc.` and `txt_enc.`.
+
+    Args:
+      checkpoint: {"model": ..., ...}, or the model alone: one state dict, or as VSE++ and its
+        successors save it the two of image and text encoder.
+
+    Raises:
+      ValueError: neither.
+    """
+    model = checkpoint.get("model", checkpoint)
+    if isinstance(model, Mapping):
+        return tensors(model)
+    if isinstance(model, list) and len(model) == 2 and all(isinstance(x, Mapping) for x in model):
+        return {
+            f"{side}.{name}": x
+            for side, state in zip(("img_enc", "txt_enc"), model)
+            for name, x in tensors(state).items()
+        }
+    raise ValueError(
+        "The checkpoint's 'model' is neither a state dict nor a list of two (image encoder, text "
+        "encoder); expected a file that an official training script wrote."
+    )
+
+
+def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The command line that a checkpoint was trained with, as far as it says."""
+    said = checkpoint.get("opt")
+    return vars(said) if isinstance(said, Namespace) else {}

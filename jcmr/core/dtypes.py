@@ -1,5 +1,7 @@
 """Numeric policy: parameters and losses in float32, towers optionally in bfloat16."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -18,6 +20,12 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16', not {name!r}.")
     return jnp.dtype(name)
+
+
+def tower_dtype(name: str) -> Any:
+    """What modules take as `dtype`: None, which follows the parameters, unless it is narrower."""
+    dtype = compute_dtype(name)
+    return None if dtype == jnp.float32 else dtype
 
 
 def at_least_float32(x: Array) -> Array:

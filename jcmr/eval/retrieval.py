@@ -33,7 +33,7 @@ from jcmr.eval.tiles import Counts, Galleries, Top, make_side
 from jcmr.eval.uncertainty import spearman, uncertainty_of
 
 PLAUSIBLE = ("pm0", "pm1", "pm2")
-READ_BY_LAUNCH = ("best_metric", "checkpoint")
+READ_BY_LAUNCH = ("best_metric", "checkpoint", "ensemble")
 
 
 class Options(NamedTuple):

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jcmr.core.types import Array
+from jcmr.core import parallel
+from jcmr.core.types import Array, Batch
 from jcmr.ops.assignment import injective_match
 
 
@@ -17,6 +18,29 @@ class Side(NamedTuple):
     """[n], id of the image in its data set."""
     code: Array | None = None
     """[n, ...], what a scene shows or a caption says; see `ops.assignment`."""
+
+
+def flat_captions(batch: Batch) -> tuple[Array, Array | None, int]:
+    """Texts [b * c, t], their codes, and c, of a batch with texts [b, c, t] or [b, t]."""
+    text, code = batch["text"], batch.get("caption_code")
+    if text.ndim == 2:
+        return text, code, 1
+    flat = text.shape[0] * text.shape[1]
+    code = None if code is None else code.reshape(flat, *code.shape[2:])
+    return text.reshape(flat, text.shape[2]), code, text.shape[1]
+
+
+def batch_sides(batch: Batch, axis: str | None) -> tuple[Side, Side]:
+    """Images [b] and captions [b * c] of this device's batch."""
+    _, code, num_captions = flat_captions(batch)
+    rows = len(batch["text"])
+    row = parallel.first_row(rows, axis) + jnp.arange(rows)
+    ids = batch.get("id")
+    of_captions = None if ids is None else jnp.repeat(ids, num_captions)
+    return (
+        Side(row, ids, batch.get("scene_code")),
+        Side(jnp.repeat(row, num_captions), of_captions, code),
+    )
 
 
 class Targets(NamedTuple):

@@ -7,7 +7,6 @@ samples (PCME) or with the expected squared distance in closed form (PCME++).
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,9 +17,10 @@ import numpy as np
 from jax import lax
 
 from jcmr.core import dtypes, parallel
+from jcmr.core.options import make_options
 from jcmr.core.types import Array, Batch, Task, Term, Terms, Variables
 from jcmr.losses import probabilistic as losses
-from jcmr.losses.targets import Side, Targets, pair_targets
+from jcmr.losses.targets import Side, Targets, batch_sides, flat_captions, pair_targets
 from jcmr.models.encoders import resnet
 from jcmr.models.encoders.bag import BagOfWords
 from jcmr.models.encoders.compact import CompactNet
@@ -133,18 +133,8 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: an unknown option or value.
     """
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in cfg:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            raise ValueError(f"config.model has no option {name!r} for pcme; {hint}")
-    config = Config(**{**cfg, **(PARITY if cfg.get("parity") else {})})
-    for name, choices in CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise ValueError(
-                f"config.model.{name} is {getattr(config, name)!r}; it can be {', '.join(choices)}."
-            )
+    conventions = PARITY if cfg.get("parity") else {}
+    config = make_options(Config, {**cfg, **conventions}, CHOICES, "pcme")
     if config.deterministic and "likelihood" in (config.method, config.score):
         raise ValueError(
             "A point has no likelihood: with config.model.deterministic set config.model.method to "
@@ -157,12 +147,6 @@ POINT_LOG_VAR = -30.0
 """Log variance of deterministic embeddings: no variance in float32, and still a number."""
 NOISE = 7
 """Sets the keys of samples apart from those of dropout."""
-
-
-def tower_dtype(cfg: Config) -> Any:
-    """What the towers compute in; None follows the parameters, which are float32."""
-    dtype = dtypes.compute_dtype(cfg.dtype)
-    return None if dtype == jnp.float32 else dtype
 
 
 class Outputs(NamedTuple):
@@ -188,7 +172,7 @@ class ImageHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, keys: Array | None = None) -> Outputs:
         """Local features x [b, r, d], dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         pooled = x.mean(axis=1)
         out = torch_dense(cfg.embed_dim, x.shape[-1], dtype, "fc")(pooled)
         attention = residual = log_scale = uncertainty_attention = None
@@ -212,7 +196,7 @@ class ImageTower(nn.Module):
         self, inputs: Batch, train: bool = False, axis: str | None = None, keys: Array | None = None
     ) -> Outputs:
         """Runs the tower on the batch's "image" [b, h, w, 3] or "regions" [b, r, d]."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "regions":
             x = Regions(
                 cfg.region_dim,
@@ -238,7 +222,7 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
         """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         mask = text > 0
         normal = nn.initializers.normal(1.0)
         x = nn.Embed(cfg.vocab_size, cfg.word_dim, embedding_init=normal, name="embed")(text)
@@ -266,7 +250,7 @@ class BagTower(nn.Module):
     @nn.compact
     def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
         """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         size = cfg.vocab_size, cfg.embed_dim, cfg.input_dropout_rate
         mean = BagOfWords(*size, dtype=dtype, name="mean")(text, keys)
         log_scale = None
@@ -369,16 +353,6 @@ def item_keys(inputs: Batch, rows: int, modality: int) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(modality), i))(ids)
 
 
-def flat_captions(batch: Batch) -> tuple[Array, Array | None, int]:
-    """Texts [b * c, t], their codes, and c, of a batch with texts [b, c, t] or [b, t]."""
-    text, code = batch["text"], batch.get("caption_code")
-    if text.ndim == 2:
-        return text, code, 1
-    flat = text.shape[0] * text.shape[1]
-    code = None if code is None else code.reshape(flat, *code.shape[2:])
-    return text.reshape(flat, text.shape[2]), code, text.shape[1]
-
-
 class Embedded(NamedTuple):
     """A batch as the objective sees it."""
 
@@ -398,7 +372,8 @@ def embed_batch(
 ) -> tuple[Embedded, Mapping[str, Any]]:
     """Both towers in training; also the new values of the mutable collections."""
     cfg = model.cfg
-    text, caption_code, num_captions = flat_captions(batch)
+    text, _, _ = flat_captions(batch)
+    images, captions = batch_sides(batch, axis)
     rows = len(batch["text"])
     image_key, text_key, mix_key = jax.random.split(key, 3)
     image_keys = parallel.example_keys(image_key, rows, axis)
@@ -417,19 +392,13 @@ def embed_batch(
         mutable=["batch_stats"],
     )
     caption: Any = model.apply(variables, text, text_keys, method="embed_text")
-    row = parallel.first_row(rows, axis) + jnp.arange(rows)
-    ids = batch.get("id")
     return Embedded(
         draw(image, fold(image_keys, NOISE), cfg),
         draw(caption, fold(text_keys, NOISE), cfg),
         image.log_scale,
         caption.log_scale,
-        Side(row, ids, batch.get("scene_code")),
-        Side(
-            jnp.repeat(row, num_captions),
-            None if ids is None else jnp.repeat(ids, num_captions),
-            caption_code,
-        ),
+        images,
+        captions,
         own_share,
     ), mutables
 

@@ -6,7 +6,7 @@ are 5 an image, in image order, or one a row; rows that repeat each image 5 time
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,11 @@ class PrecompOptions(NamedTuple):
     min_count: int = 1
     stem: bool = False
     """Cuts the endings of words off, which small data needs."""
+    test_files: str = "test"
+    """Which files the test split reads; COCO's are "testall"."""
+    test_protocols: tuple[tuple[str, int], ...] = ()
+    """(name, number of folds) of each protocol of the test split: its images are cut into so many
+    equal folds in their order, and metrics are averaged over them. Empty is all of them at once."""
 
 
 def missing(path: Path) -> FileNotFoundError:
@@ -169,6 +174,26 @@ def read_split(root: Path, split: str, captions_per_image: int, stem: bool = Fal
     return Split(images, captions, tokens, owner, names)
 
 
+def fold_protocols(
+    split: Split, protocols: Sequence[tuple[str, int]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Protocol -> fold of each image and of each caption; folds are contiguous and equal.
+
+    Raises:
+      ValueError: the images cannot be shared equally.
+    """
+    num, found = len(split.images), {}
+    for name, folds in protocols:
+        if folds < 1 or num % folds:
+            raise ValueError(
+                f"config.data.test_protocols cuts the {num} images of {split.images.path} into "
+                f"{folds} folds ({name}); they cannot be shared equally."
+            )
+        fold = np.arange(num, dtype=np.int32) // (num // folds)
+        found[name] = fold, fold[split.owner]
+    return found
+
+
 def read_names(root: Path, split: str, images: int, repeated: tuple[int, int]) -> list[str]:
     """Names of the images of a split; their numbers where there is no file of names.
 
@@ -196,7 +221,8 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
     vocabulary = text.get_vocabulary(config.vocabulary, train.tokens, config.min_count)
 
     def make_split(name: str) -> RetrievalSplit:
-        split = read_split(root, name, config.captions_per_image, config.stem)
+        files = config.test_files if name == "test" else name
+        split = read_split(root, files, config.captions_per_image, config.stem)
         found = split.images.array.shape[1:]
         if found != shape:
             raise ValueError(
@@ -204,7 +230,9 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
                 f"holds {shape}; both must come from one extractor."
             )
         ids = text.encode_all(split.tokens, vocabulary, config.max_words)
-        extras = {"captions": split.captions, "names": split.names}
+        extras: dict[str, Any] = {"captions": split.captions, "names": split.names}
+        if name == "test" and config.test_protocols:
+            extras["protocols"] = fold_protocols(split, config.test_protocols)
         return caption_split(name, split.images, ids, split.owner, extras)
 
     ids = text.encode_all(train.tokens, vocabulary, config.max_words)

@@ -32,6 +32,8 @@ class BiGRU(nn.Module):
 
     features: int
     dtype: Any = None
+    directions: tuple[str, ...] = ("forward", "backward")
+    """("forward",) reads from the first word to the last alone; then d below is `features`."""
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
@@ -49,7 +51,7 @@ class BiGRU(nn.Module):
         init = uniform_init(size**-0.5)
 
         def both(name: str, *shape: int) -> list[Array]:
-            return [self.param(f"{side}_{name}", init, shape) for side in ("forward", "backward")]
+            return [self.param(f"{side}_{name}", init, shape) for side in self.directions]
 
         input_kernel = both("input_kernel", x.shape[-1], 3 * size)
         input_bias = both("input_bias", 3 * size)
@@ -64,7 +66,8 @@ class BiGRU(nn.Module):
             jnp.matmul(inputs, weights.astype(dtype), preferred_element_type=state_dtype) + offset
             for inputs, weights, offset in zip((words, words[::-1]), input_kernel, input_bias)
         )
-        real = jnp.stack([mask, mask[:, ::-1]]).transpose(2, 0, 1)[..., None]  # [t, 2, b, 1]
+        masks = [mask, mask[:, ::-1]][: len(self.directions)]
+        real = jnp.stack(masks).transpose(2, 0, 1)[..., None]  # [t, 2, b, 1]
         states = recur(projected, real, kernel.astype(dtype), bias)
         ends = pair_directions(states[-1])
         states = flip_backward(jnp.where(real, states, 0))
@@ -72,7 +75,7 @@ class BiGRU(nn.Module):
 
 
 @jax.custom_vjp
-def recur(projected: tuple[Array, Array], real: Array, kernel: Array, bias: Array) -> Array:
+def recur(projected: tuple[Array, ...], real: Array, kernel: Array, bias: Array) -> Array:
     """The recurrence of `BiGRU`, both directions side by side.
 
     The gradient is written out so that the kernel's is one product over all steps, where the
@@ -95,11 +98,11 @@ def product(x: Array, kernel: Array, dtype: Any) -> Array:
     return jnp.einsum("zbd,zde->zbe", x.astype(kernel.dtype), kernel, preferred_element_type=dtype)
 
 
-def forward(projected: tuple[Array, Array], real: Array, kernel: Array, bias: Array):
+def forward(projected: tuple[Array, ...], real: Array, kernel: Array, bias: Array):
     """(states, what the backward pass needs)."""
     size = kernel.shape[1]
 
-    def step(state: Array, inputs: tuple[tuple[Array, Array], Array]):
+    def step(state: Array, inputs: tuple[tuple[Array, ...], Array]):
         word, real = jnp.stack(inputs[0]), inputs[1]
         recurrent = product(state, kernel, word.dtype) + bias[:, None]
         gates = nn.sigmoid(word[..., : 2 * size] + recurrent[..., : 2 * size])
@@ -143,11 +146,12 @@ def backward(saved: tuple[Array, ...], cotangent: Array):
                 d_recurrent[:, i].reshape(-1, 3 * size).astype(kernel.dtype),
                 preferred_element_type=d_recurrent.dtype,
             )
-            for i in (0, 1)
+            for i in range(len(kernel))
         ]
     )
     d_projected = tuple(
-        jnp.concatenate([d_recurrent[:, i, :, : 2 * size], d_new[:, i]], axis=-1) for i in (0, 1)
+        jnp.concatenate([d_recurrent[:, i, :, : 2 * size], d_new[:, i]], axis=-1)
+        for i in range(len(kernel))
     )
     return d_projected, None, d_kernel.astype(kernel.dtype), d_recurrent.sum((0, 2))
 
@@ -156,13 +160,13 @@ recur.defvjp(forward, backward)
 
 
 def flip_backward(x: Array) -> Array:
-    """Reverses time for the second direction of [t, 2, ...]."""
-    return jnp.stack([x[:, 0], x[::-1, 1]], axis=1)
+    """Reverses time for the second direction of [t, 2, ...], if there is one."""
+    return jnp.concatenate([x[:, :1], x[::-1, 1:]], axis=1)
 
 
 def pair_directions(x: Array) -> Array:
     """[2, ..., d] -> [..., 2 d]."""
-    return jnp.concatenate([x[0], x[1]], axis=-1)
+    return jnp.concatenate(list(x), axis=-1)
 
 
 def read_out(states: Array, ends: Array, mask: Array, how: str) -> Array:

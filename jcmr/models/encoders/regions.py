@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jcmr.core.types import Array
 from jcmr.models.encoders.norm import unit_length
@@ -30,3 +31,23 @@ class Regions(nn.Module):
         if self.features:
             regions = nn.Dense(self.features, dtype=self.dtype, name="project")(regions)
         return regions
+
+
+class WeightNormDense(nn.Module):
+    """A linear layer whose weight is g V / |V|, one length g for all of V (Salimans and Kingma,
+    NIPS 2016, as torch's weight_norm does it with dim=None).
+    """
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., d] -> [..., features]."""
+        init = nn.initializers.xavier_uniform()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        length = jnp.sqrt(jnp.sum(kernel * kernel))
+        scale = self.param("scale", lambda key: jnp.sqrt(jnp.sum(kernel * kernel)))
+        kernel = (kernel * (scale / length)).astype(self.dtype or kernel.dtype)
+        return x.astype(kernel.dtype) @ kernel + bias

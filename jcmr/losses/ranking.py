@@ -1,0 +1,97 @@
+"""Ranking losses on a matrix of scores."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcmr.core import parallel
+from jcmr.core.types import Array, Batch, Term, Terms
+from jcmr.losses.targets import batch_sides, pair_targets
+
+
+def triplet_hinge(
+    scores: Array,
+    rows: Array,
+    columns: Array,
+    negative: Array,
+    margin: float,
+    hardest: Array | bool = True,
+) -> Array:
+    """Bidirectional hinge of matched pairs (VSE++, Faghri et al., BMVC 2018, eq. 5 and 6).
+
+    For a pair with score s: [margin + s' - s]+ over all other columns of its row, plus the same
+    over all other rows of its column; of each the largest, or the sum of all.
+
+    Args:
+      scores: [n, m].
+      rows: int [k], row of each of k matched pairs.
+      columns: int [k], its column.
+      negative: bool [n, m], which pairs count as mismatches.
+      margin: of the scores.
+      hardest: the largest violation instead of the sum; may be traced.
+
+    Returns:
+      [k], at least 0.
+    """
+    own = scores[rows, columns]
+
+    def cost(others: Array, mismatch: Array) -> Array:
+        violation = jnp.where(mismatch, jax.nn.relu(margin + others - own[:, None]), 0.0)
+        return jnp.where(hardest, violation.max(axis=1), violation.sum(axis=1))
+
+    in_row = cost(scores[rows], negative[rows])
+    return in_row + cost(scores[:, columns].T, negative[:, columns].T)
+
+
+class HingeConfig(Protocol):
+    """What `hinge_terms` reads of a model's options."""
+
+    @property
+    def margin(self) -> float:
+        """Of the scores."""
+        ...
+
+    @property
+    def reduction(self) -> str:
+        """The loss is the "sum" over captions, or their "mean"."""
+        ...
+
+    @property
+    def duplicates(self) -> str:
+        """Captions of the same image in one batch, see `targets.pair_targets`."""
+        ...
+
+    @property
+    def mask_true_positives(self) -> bool:
+        """Leaves out pairs that match by their codes."""
+        ...
+
+
+def hinge_terms(
+    scores: Array, batch: Batch, cfg: HingeConfig, hardest: Array | bool, axis: str | None
+) -> Terms:
+    """The objective of this device's captions, against the images and captions of all devices.
+
+    Args:
+      scores: [b, m], this device's images with the captions of all devices.
+      batch: of this device.
+      cfg: the options.
+      hardest: see `triplet_hinge`.
+      axis: device axis.
+    """
+    sides = batch_sides(batch, axis)
+    images, captions = parallel.all_gather(sides, axis)
+    targets = pair_targets(images, captions, cfg.duplicates, cfg.mask_true_positives)
+    # A column needs the rows of all devices, and scores are few beside what made them.
+    scores = parallel.all_gather(scores, axis)
+    rows = sides[1].row
+    columns = parallel.first_row(len(rows), axis) + jnp.arange(len(rows))
+    negative = targets.valid & (targets.positive == 0)
+    losses = triplet_hinge(scores, rows, columns, negative, cfg.margin, hardest)
+    one = 1.0 / (1 if axis is None else lax.axis_size(axis))  # adds up to 1 over devices
+    return {
+        "hinge": Term(losses.sum(), one if cfg.reduction == "sum" else len(rows)),
+        "own_score": Term(scores[rows, columns].sum(), len(rows), 0.0),
+    }

@@ -1,0 +1,300 @@
+"""Cross-attention between words and regions, scored without ever forming an attended vector.
+
+SCAN (Lee et al., ECCV 2018, https://arxiv.org/abs/1803.08024) lets each fragment of one side, the
+query, attend to all fragments of the other, the context, and averages how well it finds itself
+there. IMRAM (Chen et al., CVPR 2020, https://arxiv.org/abs/2003.03772) repeats that: after each
+step a gate distils what was attended into the query. The usual form makes a vector of d numbers per
+query fragment, pair and step, and multiplies its concatenation with the query. Here, exactly equal:
+
+- all cosines come from one product of all words with all regions, of both directions and all steps:
+  w_i . c_i = sum_j a_ij (w_i . v_j) for the attended vector c_i = sum_j a_ij v_j;
+- |c_i|^2 = a_i G a_i with the context's Gram matrix G, once per item;
+- the gate's product splits, W [q; c] = W_q q + sum_j a_ij (W_c v_j), and W_c v_j and the first
+  step's W_q q are made once per item;
+- nothing is gated after the last step.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcmr.core.dtypes import HIGHEST
+from jcmr.core.types import Array
+from jcmr.ops.attention import masked_softmax
+
+EPS = 1e-8
+BUCKETS = (16, 32, 64)
+"""Lengths that captions are cut to; each is a program of its own to compile."""
+NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
+AGGREGATES = ("mean", "sum", "max", "lse")
+
+
+class Fragments(NamedTuple):
+    """Words or regions of n items, with all that scoring needs of an item alone."""
+
+    tokens: Array
+    """[n, t, d]."""
+    mask: Array
+    """[n, t], True = real."""
+    gram: Array
+    """[n, t, t], tokens times tokens."""
+    as_query: Array | None = None
+    """[n, t, 2d], gate inputs of the first step; None where there is one step only."""
+    as_context: Array | None = None
+    """[n, t, 2d], what each token adds to the gate inputs of the other side."""
+
+
+class Gate(NamedTuple):
+    """Memory distillation: outputs 0..d go to tanh (what is new), d..2d to sigmoid (what stays)."""
+
+    query_kernel: Array
+    """[d, 2d]."""
+    context_kernel: Array
+    """[d, 2d]."""
+    bias: Array
+    """[2d]."""
+
+
+class Matching(NamedTuple):
+    """How two sets are compared; hashable."""
+
+    steps: int = 1
+    """K; scores of all steps are added up."""
+    smooth: float = 9.0
+    """Inverse temperature of the attention."""
+    norm: str = "clipped_l2norm"
+    """Of the logits over the query's fragments before the softmax, one of `NORMS`."""
+    aggregate: str = "mean"
+    """Over the query's fragments, one of `AGGREGATES`."""
+    lse_scale: float = 6.0
+    """l of log(sum exp(l cos)) / l."""
+    renormalise: bool = False
+    """Scales the memory to unit length after each step."""
+    cosine: bool = False
+    """Attends by the cosine with the memory, as the paper writes it, and not by the raw product."""
+    dtype: str = "float32"
+    """Of the inputs of products; they accumulate in float32."""
+
+
+def l2_normalise(x: Array, axis: int = -1) -> Array:
+    """X / (|x| + 1e-8) along `axis`; 0 with gradient 0 at 0."""
+    squared = jnp.sum(x * x, axis=axis, keepdims=True)
+    return jnp.where(squared > 0, x / (safe_sqrt(squared) + EPS), 0.0)
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Square root of what is positive; 0 with gradient 0 elsewhere."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def product(x: Array, y: Array, dtype: str) -> Array:
+    """Matrix product with inputs of `dtype`, in at least float32."""
+    wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+    if dtype != "float32":
+        x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.matmul(x, y, precision=HIGHEST, preferred_element_type=wide)
+
+
+def make_fragments(
+    tokens: Array,
+    mask: Array,
+    as_query: Gate | None = None,
+    as_context: Gate | None = None,
+    dtype: str = "float32",
+) -> Fragments:
+    """The parts of a score that belong to one side.
+
+    Args:
+      tokens: [n, t, d]; masked ones are set to 0.
+      mask: [n, t].
+      as_query: the gate of the direction in which this side is the query, if it has one.
+      as_context: the gate of the other direction.
+      dtype: as in `Matching`.
+    """
+    mask = jnp.asarray(mask)
+    tokens = jnp.where(mask[..., None], tokens, 0)
+    return Fragments(
+        tokens,
+        mask,
+        product(tokens, tokens.mT, "float32"),
+        as_query and product(tokens, as_query.query_kernel, dtype) + as_query.bias,
+        as_context and product(tokens, as_context.context_kernel, dtype),
+    )
+
+
+def normalise_logits(logits: Array, query_mask: Array, norm: str) -> Array:
+    """Logits [q, c], compared among the real query fragments [q] for each context fragment."""
+    if norm.startswith("clipped"):
+        logits = jax.nn.leaky_relu(logits, 0.1)
+    if norm == "softmax":
+        return masked_softmax(logits, query_mask[:, None], axis=0)
+    if norm.endswith("l2norm"):
+        return l2_normalise(jnp.where(query_mask[:, None], logits, 0.0), axis=0)
+    return logits
+
+
+def attend(logits: Array, query_mask: Array, context_mask: Array, how: Matching) -> Array:
+    """Attention [q, c] of each query fragment over the real context fragments.
+
+    Args:
+      logits: [q, c], products of query and context.
+      query_mask: [q].
+      context_mask: [c].
+      how: norm and smooth are read.
+    """
+    normalised = normalise_logits(logits, query_mask, how.norm)
+    return masked_softmax(how.smooth * normalised, context_mask[None], axis=1)
+
+
+def attended_cosine(weights: Array, dots: Array, gram: Array, norm: Array) -> Array:
+    """Cosine of each query fragment with what it attends to, [q].
+
+    Args:
+      weights: [q, c].
+      dots: [q, c], products of the original fragments.
+      gram: [c, c], of the context.
+      norm: [q], lengths of the query's fragments.
+    """
+    squared = jnp.sum(jnp.matmul(weights, gram, precision=HIGHEST) * weights, axis=-1)
+    return jnp.sum(weights * dots, axis=-1) / jnp.maximum(norm * safe_sqrt(squared), EPS)
+
+
+def aggregate(cosines: Array, mask: Array, how: Matching) -> Array:
+    """One score from the cosines [q] of the real fragments; 0 where there is none."""
+    number = jnp.sum(mask)
+    if how.aggregate == "max":
+        top = jnp.max(jnp.where(mask, cosines, -jnp.inf))
+        return jnp.where(number > 0, top, 0.0)
+    if how.aggregate == "lse":
+        # Cosines are at most 1, so nothing overflows at any sensible scale.
+        total = jnp.sum(jnp.where(mask, jnp.exp(how.lse_scale * cosines), 0.0))
+        return jnp.log(jnp.where(number > 0, total, 1.0)) / how.lse_scale
+    total = jnp.sum(jnp.where(mask, cosines, 0.0))
+    return total / jnp.maximum(number, 1) if how.aggregate == "mean" else total
+
+
+def distil(memory: Array, inputs: Array, how: Matching) -> Array:
+    """The memory [q, d] of the next step from gate inputs [q, 2d]."""
+    new, kept = jnp.split(inputs, 2, axis=-1)
+    kept = jax.nn.sigmoid(kept)
+    memory = kept * memory + (1 - kept) * jnp.tanh(new)
+    return l2_normalise(memory) if how.renormalise else memory
+
+
+def match_pair(
+    query: Fragments, context: Fragments, dots: Array, gate: Gate | None, how: Matching
+) -> tuple[Array, Array]:
+    """One direction of one pair, `Fragments` without their leading axis.
+
+    Args:
+      query: q fragments.
+      context: c fragments.
+      dots: [q, c], their products.
+      gate: needed for more than one step.
+      how: the kind of matching.
+
+    Returns:
+      (score of each step [k], attention of each step [k, q, c]).
+    """
+    norm = safe_sqrt(jnp.diagonal(query.gram))
+    memory, logits, inputs = query.tokens, dots, query.as_query
+    scores, attention = [], []
+
+    @jax.checkpoint
+    def refine(memory: Array, inputs: Array | None, weights: Array) -> tuple[Array, Array]:
+        """The next memory and its logits."""
+        assert gate is not None and context.as_context is not None
+        if inputs is None:
+            inputs = product(memory, gate.query_kernel, how.dtype) + gate.bias
+        inputs = inputs + product(weights, context.as_context, how.dtype)
+        memory = distil(memory, inputs, how)
+        attending = l2_normalise(memory) if how.cosine else memory
+        return memory, product(attending, context.tokens.T, how.dtype)
+
+    for step in range(how.steps):
+        weights = attend(logits, query.mask, context.mask, how)
+        cosines = attended_cosine(weights, dots, context.gram, norm)
+        scores.append(aggregate(cosines, query.mask, how))
+        attention.append(weights)
+        if step + 1 < how.steps:
+            memory, logits = refine(memory, inputs, weights)
+            inputs = None
+    return jnp.stack(scores), jnp.stack(attention)
+
+
+Gates = Mapping[str, Gate | None]
+"""Direction -> gate (None where there is one step): "t2i", in which words attend to regions, "i2t",
+in which regions attend to words, or both. What is named is scored."""
+
+
+def match_directions(
+    image: Fragments, caption: Fragments, gates: Gates, how: Matching
+) -> dict[str, tuple[Array, Array]]:
+    """`match_pair` of one image and one caption in each direction of `gates`."""
+    dots = product(caption.tokens, image.tokens.T, how.dtype)
+    sides = {"t2i": (caption, image, dots), "i2t": (image, caption, dots.T)}
+    return {name: match_pair(*sides[name], gate, how) for name, gate in gates.items()}
+
+
+def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Matching) -> Array:
+    """Scores [n, m] of all images [n] with all captions [m], at once."""
+
+    def score(image: Fragments, caption: Fragments) -> Array:
+        found = match_directions(image, caption, gates, how)
+        return sum((steps.sum() for steps, _ in found.values()), start=jnp.zeros(()))
+
+    return jax.vmap(jax.vmap(score, (None, 0)), (0, None))(images, captions)
+
+
+def cut(captions: Fragments, length: int) -> Fragments:
+    """The first `length` words of each caption."""
+    tokens, mask, gram, as_query, as_context = captions
+    return Fragments(
+        tokens[:, :length],
+        mask[:, :length],
+        gram[:, :length, :length],
+        None if as_query is None else as_query[:, :length],
+        None if as_context is None else as_context[:, :length],
+    )
+
+
+def score_tile(
+    images: Fragments, captions: Fragments, gates: Gates, how: Matching, chunk: int
+) -> Array:
+    """Scores [n, m], `chunk` captions at a time against all images.
+
+    Captions are taken in the order of their lengths, and each chunk is cut to the shortest of
+    `BUCKETS` that holds it, as cost grows with the padded length. The gradient recomputes a chunk
+    with all of its steps, so that its memory is that of one chunk too.
+
+    Args:
+      images: [n].
+      captions: [m], real words first.
+      gates: the directions to score.
+      how: the kind of matching.
+      chunk: captions at a time.
+    """
+    num, longest = captions.mask.shape
+    chunk = min(chunk, num)
+    lengths = jnp.max(jnp.where(captions.mask, jnp.arange(1, longest + 1), 0), axis=1)
+    order = jnp.argsort(lengths)
+    filled = jnp.pad(order, (0, -num % chunk), mode="edge")
+    chunks = jax.tree.map(lambda x: x[filled].reshape(-1, chunk, *x.shape[1:]), captions)
+    sizes = (*(size for size in BUCKETS if size < 0.8 * longest), longest)
+
+    @jax.checkpoint
+    def score_chunk(part: tuple[Fragments, Array]) -> Array:
+        captions, length = part
+        branches = [
+            lambda captions, size=size: score_pairs(images, cut(captions, size), gates, how).T
+            for size in sizes
+        ]
+        bucket = jnp.searchsorted(jnp.asarray(sizes), length)
+        return lax.switch(bucket, branches, captions)
+
+    scores = lax.map(score_chunk, (chunks, lengths[filled].reshape(-1, chunk).max(axis=1)))
+    return scores.reshape(len(filled), -1)[jnp.argsort(order)].T
