@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jcmr.core import parallel
-from jcmr.core.types import RetrievalSplit, Source, Task, Variables
+from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.core.weights import load_weights
-from jcmr.data import image, loader
+from jcmr.data import augment, loader
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
@@ -142,10 +142,19 @@ def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> 
     return traverse_util.unflatten_dict({**ours, **theirs}, sep="/")
 
 
-def make_evaluate(task: Task, split: RetrievalSplit, config: Config, mesh: Mesh):
-    """`evaluate(variables)` on a split."""
-    prepare = image.make_prepare(config.data)
-    return retrieval.make_evaluator(task, split, config.eval, prepare, mesh)
+def make_evaluate(task: Task, splits: Sequence[RetrievalSplit], config: Config, mesh: Mesh):
+    """`evaluate(variables)` on splits: (all metrics, results of each split)."""
+    prepare = augment.make_prepare(config.data)
+    evaluators = [
+        retrieval.make_evaluator(task, split, config.eval, prepare, mesh) for split in splits
+    ]
+
+    def evaluate(variables: Variables) -> tuple[dict[str, float], list[retrieval.Results]]:
+        embedded: retrieval.Embedded = {}
+        results = [evaluator(variables, embedded) for evaluator in evaluators]
+        return retrieval.merge_metrics(splits, results), results
+
+    return evaluate
 
 
 def run_train(config: Config, workdir: Path) -> None:
@@ -163,7 +172,7 @@ def run_train(config: Config, workdir: Path) -> None:
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.train.keep_checkpoints, config.eval.best_metric
     )
-    prepare, augment = image.make_prepare(config.data), image.make_augment(config.data)
+    prepare, augmented = augment.make_prepare(config.data), augment.make_augment(config.data)
     variables = init_variables(task, config, source, prepare)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     logging.info("%s: %.2f M parameters, %d device(s)", config.task, count / 1e6, mesh.size)
@@ -182,7 +191,7 @@ def run_train(config: Config, workdir: Path) -> None:
         config.train.eval_epochs * reader.steps_per_epoch,
         config.train.checkpoint_steps,
     )
-    evaluate = make_evaluate(task, source.retrieval("dev"), config, mesh)
+    evaluate = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
     log = RunLog(workdir, resumed_at=int(state.step))
     try:
         loop.train(
@@ -190,8 +199,8 @@ def run_train(config: Config, workdir: Path) -> None:
             state,
             batches,
             stages,
-            augment,
-            lambda variables: evaluate(variables).metrics,
+            augmented,
+            lambda variables: evaluate(variables)[0],
             checkpoints,
             described,
             log,
@@ -222,7 +231,7 @@ def restore_variables(
             f"{checkpoints.folder} holds no finished checkpoint. Train first: python -m "
             f"jcmr.launch --config=... --workdir={workdir}"
         )
-    prepare = image.make_prepare(config.data)
+    prepare = augment.make_prepare(config.data)
     batch = prepare(take(source.train, np.arange(1)))
     like = jax.eval_shape(task.init, jax.random.key(0), batch)
     variables, saved = checkpoints.restore_variables(step, like, mesh)
@@ -235,12 +244,12 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     """Evaluates a run's checkpoint on the test split: results.json, a table, pictures."""
     mesh = parallel.make_mesh()
     variables, step = restore_variables(config, workdir, source, task, mesh)
-    split = source.retrieval("test")
-    results = make_evaluate(task, split, config, mesh)(variables)
-    write_json(workdir / "results.json", {"step": step, **results.metrics})
-    report.draw(workdir / "report", read_records(workdir / "metrics.jsonl"), split, results)
-    print(f"\n{config.task} at step {step} on {split.name}, {workdir / 'results.json'}\n")
-    print(table.metrics_table(results.metrics))
+    splits = split_list(source.retrieval("test"))
+    metrics, results = make_evaluate(task, splits, config, mesh)(variables)
+    write_json(workdir / "results.json", {"step": step, **metrics})
+    report.draw(workdir / "report", read_records(workdir / "metrics.jsonl"), splits, results)
+    print(f"\n{config.task} at step {step} on {splits[0].name}, {workdir / 'results.json'}\n")
+    print(table.metrics_table(metrics))
     print(f"\nPictures: {workdir / 'report'}")
 
 

@@ -158,11 +158,14 @@ def draw_extremes(split: RetrievalSplit, results: Results, path: Path, num: int 
 def draw(
     folder: Path,
     records: Sequence[Mapping[str, Any]],
-    split: RetrievalSplit,
-    results: Results,
+    splits: Sequence[RetrievalSplit],
+    all_results: Sequence[Results],
 ) -> None:
-    """All pictures that the split and the system allow, as PNG files in `folder`."""
+    """All pictures that the splits and the system allow, as PNG files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    split, results = splits[0], all_results[0]
+    if "class_names" in split.extras:
+        return
     has_pixels = "image" in split.items and "image" in split.items["image"][0]
     with plt.rc_context(STYLE):
         draw_curves(records, folder / "curves.png")
