@@ -384,4 +384,5 @@ def merge_metrics(splits: Sequence[RetrievalSplit], results: Sequence[Results]) 
             each = [value for n, value in values.items() if pattern.fullmatch(n)]
             if each:
                 values[f"{name}/{metric}"] = float(np.mean(each))
+        values.pop(f"{name}/rsum", None)  # that of one pair alone
     return values

@@ -61,7 +61,8 @@ class FaceRotate(nn.Module):
         first, second, third = jnp.split(corners, 3, axis=-1)
         rotate = MLP((self.widths[0],) * 2, self.dtype, name="rotate")
         pairs = (first, second), (second, third), (third, first)
-        x = sum(rotate(jnp.concatenate(pair, axis=-1), train, axis) for pair in pairs) / 3
+        parts = [rotate(jnp.concatenate(pair, axis=-1), train, axis) for pair in pairs]
+        x = (parts[0] + parts[1] + parts[2]) / 3
         return MLP((self.widths[1],) * 2, self.dtype, name="fuse")(x, train, axis)
 
 
