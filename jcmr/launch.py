@@ -111,10 +111,18 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
+def weights_at(folder: str, path: str) -> dict[str, Any]:
+    """The weights of a folder by name; a `path` goes between collection and name."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(load_weights(folder))
+    inside = tuple(path.split("/")) if path else ()
+    return {"/".join([name[0], *inside, *name[1:]]): value for name, value in flat.items()}
+
+
 def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> Variables:
     """Fresh variables; those of config.train.init_from take the place of theirs.
 
-    That is a folder of weights, or "cca" for the closed-form start of `train.linear_start`.
+    That is a folder of weights, pairs of a path in the model and a folder such as
+    (("image/backbone", "weights/resnet18"),), or "cca" for the start of `train.linear_start`.
 
     Raises:
       ValueError: weights in init_from have no place in this model.
@@ -128,14 +136,16 @@ def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> 
         module = importlib.import_module(f"jcmr.models.{config.task}")
         return module.with_linear_start(variables, start)
     ours: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
-    theirs: dict[str, Any] = traverse_util.flatten_dict(
-        load_weights(config.train.init_from), sep="/"
-    )
+    given = config.train.init_from
+    parts = [("", given)] if isinstance(given, str) else [tuple(part) for part in given]
+    theirs: dict[str, Any] = {}
+    for path, folder in parts:
+        theirs |= weights_at(folder, path)
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
             expected = ours[name].shape if name in ours else "no such weight"
             raise ValueError(
-                f"{config.train.init_from} holds {name} {value.shape}, the model of this config "
+                f"{given} holds {name} {value.shape}, the model of this config "
                 f"has {expected}. Use the config that the weights were converted for."
             )
     logging.info("%d of %d arrays from %s", len(theirs), len(ours), config.train.init_from)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jcmr.convert.folder import save_converted
 
-KINDS = ("pcme", "resnet")
+KINDS = ("pcme", "resnet", "dgcnn", "meshnet")
 
 
 def main(argv: list[str]) -> None:

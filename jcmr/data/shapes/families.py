@@ -101,11 +101,12 @@ def arch(rng: np.random.Generator, segments: int) -> Mesh:
     pillar, depth = rng.uniform(0.2, 1.0), rng.uniform(0.25, 0.8)
     angle = np.linspace(0, np.pi, segments // 2 + 1)
     ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    lines = []
-    for radius in (inner + thick, inner):
+
+    def line(radius: float) -> np.ndarray:
         half = radius * ring + [0, pillar]
-        lines.append(np.concatenate([[[radius, 0]], half, [[-radius, 0]]]))
-    return band(*lines, depth)
+        return np.concatenate([[[radius, 0]], half, [[-radius, 0]]])
+
+    return band(line(inner + thick), line(inner), depth)
 
 
 def mug(rng: np.random.Generator, segments: int) -> Mesh:
