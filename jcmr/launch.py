@@ -24,7 +24,7 @@ from jcmr.data import augment, loader
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
-from jcmr.eval import report, retrieval, table
+from jcmr.eval import report, report_objects, retrieval, table
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import RunLog, clock, read_records, write_json
@@ -257,7 +257,11 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     splits = split_list(source.retrieval("test"))
     metrics, results = make_evaluate(task, splits, config, mesh)(variables)
     write_json(workdir / "results.json", {"step": step, **metrics})
-    report.draw(workdir / "report", read_records(workdir / "metrics.jsonl"), splits, results)
+    records = read_records(workdir / "metrics.jsonl")
+    if "class_names" in splits[0].extras:
+        report_objects.draw(workdir / "report", records, splits, results)
+    else:
+        report.draw(workdir / "report", records, splits[0], results[0])
     print(f"\n{config.task} at step {step} on {splits[0].name}, {workdir / 'results.json'}\n")
     print(table.metrics_table(metrics))
     print(f"\nPictures: {workdir / 'report'}")
