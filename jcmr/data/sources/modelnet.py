@@ -124,7 +124,7 @@ def read_mesh(path: Path, num: int, rng: np.random.Generator) -> tuple[np.ndarra
       ValueError: neither spelling of the keys, wrong shapes, or too many faces; names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         faces = arrays["faces" if "faces" in arrays else "face"]
         neighbors = arrays["neighbors" if "neighbors" in arrays else "neighbor_index"]

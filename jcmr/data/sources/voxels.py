@@ -132,7 +132,7 @@ class VoxelSource:
                 f"modelnet10.npz."
             )
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except Exception as error:  # damaged archives raise nearly anything
             raise ValueError(f"{path} is no whole npz file: {error}.") from error
