@@ -30,6 +30,11 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("PCME", "configs/pcme_scenes.py"),
         Row("deterministic twin", "configs/pcme_scenes.py:deterministic"),
     ),
+    "center3d_shapes": (
+        Row("CE", "configs/center3d_shapes.py:ce"),
+        Row("CE + center", "configs/center3d_shapes.py:ce_center"),
+        Row("CE + center + MSE", "configs/center3d_shapes.py"),
+    ),
     "pcme_flickr8k": (Row("PCME", "configs/pcme_flickr8k.py"),),
 }
 

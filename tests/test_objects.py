@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from jcmr.data import mesh, objects, points, prepare_modelnet, rasterize, simplify
+from jcmr.data import mesh, objects, points, rasterize, simplify
+from jcmr.data.prepare import modelnet as prepare_modelnet
 from jcmr.data.shapes import families, solid
 from jcmr.data.shapes.parts import box, tube
 from jcmr.data.sources import modelnet, shapes, voxels

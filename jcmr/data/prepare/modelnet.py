@@ -130,10 +130,9 @@ def prepare(off: Path, out: Path, sizes: Sizes, workers: int) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command line."""
+    """Options beside --out."""
     default = Sizes()
     parser.add_argument("--off", required=True, type=Path, help="folder of ModelNet's OFF files")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--num-points", type=int, default=default.num_points)
     parser.add_argument("--num-faces", type=int, default=default.num_faces)
     parser.add_argument("--num-views", type=int, default=default.num_views)
