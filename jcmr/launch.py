@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
 from jcmr.eval import report, report_objects, retrieval, table
+from jcmr.eval.occlusion import measure_occlusion
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import RunLog, clock, read_records, write_json
@@ -183,12 +185,13 @@ def run_train(config: Config, workdir: Path) -> None:
         workdir / "checkpoints", config.train.keep_checkpoints, config.eval.best_metric
     )
     prepare, augmented = augment.make_prepare(config.data), augment.make_augment(config.data)
+    if (last := checkpoints.latest()) is not None:
+        check_same_run(checkpoints.config(last), described)
     variables = init_variables(task, config, source, prepare)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     logging.info("%s: %.2f M parameters, %d device(s)", config.task, count / 1e6, mesh.size)
-    state, position, saved = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
-    if saved:
-        check_same_run(saved, described)
+    state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
+    if position:
         logging.info("resuming %s at step %d", workdir, int(state.step))
     write_json(workdir / "config.json", described)
     batches = loader.prefetch(
@@ -243,10 +246,10 @@ def restore_variables(
         )
     prepare = augment.make_prepare(config.data)
     batch = prepare(take(source.train, np.arange(1)))
+    check_same_run(checkpoints.config(step), describe(config, source))
     like = jax.eval_shape(task.init, jax.random.key(0), batch)
-    variables, saved = checkpoints.restore_variables(step, like, mesh)
+    variables = checkpoints.restore_variables(step, like, mesh)
     checkpoints.close()
-    check_same_run(saved, describe(config, source))
     return variables, step
 
 
@@ -256,13 +259,20 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     variables, step = restore_variables(config, workdir, source, task, mesh)
     splits = split_list(source.retrieval("test"))
     metrics, results = make_evaluate(task, splits, config, mesh)(variables)
+    first, occlusion = splits[0], None
+    if "occluded" in first.extras and "image" in results[0].uncertainty:
+        prepare, size = augment.make_prepare(config.data), config.eval.batch_size
+        occlusion = measure_occlusion(
+            task, variables, first.extras["occluded"], size, prepare, mesh
+        )
+        metrics[f"{first.name}/image/uncertainty_vs_occlusion"] = occlusion.correlation
     write_json(workdir / "results.json", {"step": step, **metrics})
     records = read_records(workdir / "metrics.jsonl")
-    if "class_names" in splits[0].extras:
+    if "class_names" in first.extras:
         report_objects.draw(workdir / "report", records, splits, results)
     else:
-        report.draw(workdir / "report", records, splits[0], results[0])
-    print(f"\n{config.task} at step {step} on {splits[0].name}, {workdir / 'results.json'}\n")
+        report.draw(workdir / "report", records, first, results[0], occlusion)
+    print(f"\n{config.task} at step {step} on {first.name}, {workdir / 'results.json'}\n")
     print(table.metrics_table(metrics))
     print(f"\nPictures: {workdir / 'report'}")
 
@@ -318,6 +328,22 @@ def shell_line() -> str:
     return " ".join(sys.argv[1:])
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; what is wrong with it ends in a sentence and exit status 1."""
+    try:
+        rest = flags.FLAGS(argv)
+        _ = CONFIG.value.task  # a config that could not be loaded says so when it is asked
+        return rest
+    except Exception as error:  # a config file is Python: it can raise anything
+        first: BaseException = error
+        while first.__cause__ or first.__context__:
+            first = first.__cause__ or first.__context__ or first
+        hint = re.search('Did you mean "[^"]*" instead of "[^"]*"', f"{error} {first}")
+        plain = isinstance(error, flags.Error) and "Traceback" not in str(error)
+        told = str(error if plain else first).strip().splitlines() or [type(first).__name__]
+        sys.exit(f"{hint[0]} in --config?" if hint else told[-1].strip())
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -138,13 +138,17 @@ def test_evaluating_again_gives_the_same_numbers(finished, cache):
         ([f"--config={SCENES}", "--config.model.vocab_size=7"], "the data has"),
         ([f"--config={SCENES}", "--mode=eval"], "holds no finished checkpoint"),
         (["--config=configs/pcme_scenes.py:wrong"], "not :wrong"),
+        (["--config=configs/no_such.py"], "configs/no_such.py"),
+        ([f"--config={SCENES}", "--config.seed=many"], "seed"),
+        ([f"--config={SCENES}", "--wrokdir=x"], "workdir"),
+        ([], "--config"),
     ],
 )
 def test_mistakes_end_in_a_sentence(options, words, cache, tmp_path):
     done = run(*options, f"--workdir={tmp_path}", cache=cache)
     assert done.returncode != 0
     assert words in done.stderr + done.stdout
-    assert done.stderr.count("Traceback") == ("wrong" in words or "batch_size" in words)
+    assert "Traceback" not in done.stderr
 
 
 def test_another_model_does_not_fit_the_checkpoint(finished, cache):
@@ -152,7 +156,8 @@ def test_another_model_does_not_fit_the_checkpoint(finished, cache):
         f"--config={SCENES}", f"--workdir={finished}", "--config.model.word_dim=8", cache=cache
     )
     assert done.returncode == 1
-    assert "cannot be restored" in done.stderr and "Traceback" not in done.stderr
+    assert "trained with config.model.word_dim = 16, the config now says 8" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_going_on_with_other_devices(cache, tmp_path):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from jax import numpy as jnp
 
 from jcmr.eval import metrics
-from jcmr.eval.uncertainty import bin_by_uncertainty, occlusion_curve, spearman, uncertainty_values
+from jcmr.eval.occlusion import occlusion_curve
+from jcmr.eval.uncertainty import bin_by_uncertainty, spearman, uncertainty_values
 from jcmr.ops import ranks
 from jcmr.ops.topk import TopK, merge_topk
 
@@ -170,5 +171,8 @@ def test_uncertainty_that_follows_ambiguity():
 
 
 def test_occlusion_is_correlated_image_by_image():
-    curve, correlation = occlusion_curve(lambda s: s * np.array([1.0, 2.0]), [0.0, 0.25, 0.5])
-    assert curve.shape == (3, 2) and correlation == pytest.approx(1)
+    shares = [0.0, 0.25, 0.5]
+    both = occlusion_curve(lambda share: share * np.array([1.0, 2.0]), shares)
+    assert both.uncertainty.shape == (3, 2) and both.correlation == pytest.approx(1)
+    opposed = occlusion_curve(lambda share: share * np.array([1.0, -2.0]), shares)
+    assert opposed.correlation == pytest.approx(0)

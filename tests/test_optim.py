@@ -1,54 +1,11 @@
-"""AdamP against the package adamp; stages of the config as optimizers."""
-
-from pathlib import Path
+"""Stages of the config as optimizers."""
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax import numpy as jnp
 
 from jcmr.train import optim
-from jcmr.train.adamp import scale_by_adamp
-from tests.conftest import load_golden
-
-
-def run_adamp(data, dtype, move):
-    """The trajectory of a golden; `move` turns torch layout into the layout under test."""
-    names = [n.removeprefix("in/") for n in data if n.startswith("in/") and n.count("/") == 1]
-    tx = optax.chain(
-        scale_by_adamp(
-            *data["cfg/betas"].tolist(),
-            eps=float(data["cfg/eps"]),
-            weight_decay=float(data["cfg/weight_decay"]),
-            delta=float(data["cfg/delta"]),
-            wd_ratio=float(data["cfg/wd_ratio"]),
-            channel_axis=lambda path: 0 if move is None else -1,
-        ),
-        optax.scale(-float(data["cfg/lr"])),
-    )
-    there = lambda x: x if move is None or x.ndim < 2 else np.moveaxis(x, 0, -1)
-    params = {n: jnp.asarray(there(data[f"in/{n}"]), dtype) for n in names}
-    state = tx.init(params)
-    for t in range(int(data["cfg/steps"])):
-        grads = {n: jnp.asarray(there(data[f"in/grad/{t}/{n}"]), dtype) for n in names}
-        updates, state = jax.jit(tx.update)(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        yield t, params, names
-
-
-@pytest.mark.golden("pcme", "adamp_")
-@pytest.mark.parametrize("layout", [None, "flax"])
-@pytest.mark.parametrize(("bits", "tolerance"), [(64, 1e-12), (32, 1e-6)])
-def test_adamp_equals_the_package(golden: Path, bits, tolerance, layout):
-    data = load_golden(golden)
-    with jax.enable_x64(bits == 64):
-        for t, params, names in run_adamp(data, f"float{bits}", layout):
-            for name in names:
-                want = data[f"out{bits}/{t}/{name}"]
-                want = want if layout is None or want.ndim < 2 else np.moveaxis(want, 0, -1)
-                np.testing.assert_allclose(params[name], want, rtol=0, atol=tolerance)
-
 
 PARAMS = {
     "image": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.ones(4)},

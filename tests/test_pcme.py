@@ -1,13 +1,17 @@
 """PCME as a Task: equal on any number of devices, per item and not per batch."""
 
+from itertools import product
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jcmr.core import parallel
 from jcmr.models import pcme
-from jcmr.train.state import objective
+from jcmr.train.state import init_state, make_train_step, objective
 
+MAPPERS = "pmap", "shard_map"
 SMALL = {"image": "regions", "vocab_size": 20, "word_dim": 8, "embed_dim": 8, "num_samples": 3}
 
 
@@ -57,13 +61,13 @@ def make_step(task):
 SYSTEMS = {
     "official": {"parity": True, "uniform_weight": 1.0, "vib_weight": 0.01},
     "closed form, mixed images": {
-        "image": "compact",
+        "text": "bag",
         "method": "pcmepp",
         "pseudo_positive_weight": 0.1,
         "label_smoothing": 1e-4,
         "mix_rate": 0.5,
     },
-    "twin": {"method": "infonce", "deterministic": True, "dropout_rate": 0.2},
+    "twin": {"text": "bag", "method": "infonce", "deterministic": True, "dropout_rate": 0.2},
 }
 
 
@@ -74,11 +78,34 @@ def test_devices_do_not_matter(name):
     step = make_step(task)
     one = jax.jit(lambda v, b: step(v, b, None))(variables, batch)
     mesh = parallel.make_mesh()
-    for how in ("pmap", "shard_map"):
+    for how in MAPPERS:
         placed = parallel.put_batch(batch, mesh, how)
         many = parallel.data_parallel(step, mesh, how, donate=False)(variables, placed)
         assert_close(many, one, 1e-4)
     assert np.isfinite(one[0][0])
+
+
+def twenty_steps(num_devices, how):
+    """Parameters after 20 steps of gradient descent on PCME's loss, in chunks of two images."""
+    cfg = {**SMALL, "text": "bag", "attention": False, "chunk": 2, "uniform_weight": 0.1}
+    task, optimizer = pcme.make(cfg), optax.sgd(0.01)
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    state = init_state(task.init(jax.random.key(0), make_batch()), optimizer, jax.random.key(1))
+    step = make_train_step(task, optimizer, lambda batch, key, axis: batch)
+    step, state = parallel.data_parallel(step, mesh, how), parallel.replicate(state, mesh)
+    for i in range(20):
+        state, _ = step(state, parallel.put_batch(make_batch(seed=i), mesh, how))
+    return jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def twenty_steps_on_one_device():
+    return twenty_steps(1, "pmap")
+
+
+@pytest.mark.parametrize(("num_devices", "how"), [(1, "shard_map"), *product((4, 8), MAPPERS)])
+def test_same_parameters_after_twenty_steps(num_devices, how, twenty_steps_on_one_device):
+    assert_close(twenty_steps(num_devices, how), twenty_steps_on_one_device, 2e-5)
 
 
 @pytest.fixture(scope="module")

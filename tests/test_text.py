@@ -15,7 +15,6 @@ import pytest
 from jcmr.data import text
 from jcmr.data.glove import load_glove, spellings
 from jcmr.data.text import END, START, UNK
-from tests.conftest import load_golden
 
 VOCABULARY = text.build_vocabulary([["a", "dog"], ["a", "cat", "runs"]])
 
@@ -179,22 +178,6 @@ def test_lines_that_are_not_utf8_are_named(tmp_path):
     assert text.read_lines(path) == ["a café", "a cafe"]
     with pytest.raises(ValueError, match=r"caps.txt, line 4: the caption has no words"):
         text.tokenize_captions(["a", " "], path, first_line=3)
-
-
-@pytest.mark.golden("pcme", "glove_init")
-def test_glove_rows_are_the_official_ones(golden, tmp_path):
-    data = load_golden(golden)
-    path = tmp_path / "glove.txt"
-    with path.open("w") as file:
-        for word, vector in zip(data["in/glove_words"], data["in/glove_vectors"]):
-            print(word, *(repr(float(x)) for x in vector), file=file)
-    vocabulary = {str(word): index for index, word in enumerate(data["in/vocab_words"])}
-    vectors, found = load_glove(path, vocabulary)
-    np.testing.assert_array_equal(found, data["out/hit_mask"])
-    rows = data["out/source_row"]
-    np.testing.assert_array_equal(vectors[found], data["in/glove_vectors"][rows[found]])
-    np.testing.assert_array_equal(vectors[found], data["out/embed_weight"][found])
-    assert not vectors[~found].any()
 
 
 def test_glove_files_with_odd_lines(tmp_path):

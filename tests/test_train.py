@@ -72,7 +72,7 @@ def run(workdir, num_devices=4, end=24, task=None, batches=None, how="pmap", opt
     ]
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2, best_metric="score")
     variables = task.init(jax.random.key(0), make_batch(0))
-    state, position, _ = loop.start_or_resume(variables, stages, 1, checkpoints, mesh)
+    state, position = loop.start_or_resume(variables, stages, 1, checkpoints, mesh)
     batches = batches or ToyBatches(mesh, how)
     if position:
         batches.set_state(position)
@@ -221,7 +221,8 @@ def test_variables_alone_can_be_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     mesh = parallel.make_mesh(jax.devices()[:1])
     like = jax.eval_shape(make_toy().init, jax.random.key(0), make_batch(0))
-    variables, config = checkpoints.restore_variables(24, like, mesh)
+    variables = checkpoints.restore_variables(24, like, mesh)
+    config = checkpoints.config(24)
     checkpoints.close()
     equal(jax.device_get(variables["params"]), params)
     assert config == {"name": "toy"}

@@ -9,7 +9,9 @@ import matplotlib
 import numpy as np
 
 from jcmr.core.types import RetrievalSplit
-from jcmr.eval.retrieval import Results, spearman
+from jcmr.eval.occlusion import Occlusion
+from jcmr.eval.retrieval import Results
+from jcmr.eval.uncertainty import spearman
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -123,6 +125,19 @@ def binned(x: np.ndarray, y: np.ndarray, num_bins: int = 10) -> tuple[np.ndarray
     return np.asarray([x[g].mean() for g in groups]), np.asarray([y[g].mean() for g in groups])
 
 
+def draw_occlusion(occlusion: Occlusion, path: Path) -> None:
+    """Uncertainty of images against how much of what they show is hidden."""
+    figure, axis = plt.subplots(figsize=(4.5, 3.4))
+    axis.plot(occlusion.shares, occlusion.uncertainty, color=GREY, alpha=0.06, lw=0.8)
+    label = f"mean (Spearman per image {occlusion.correlation:+.2f})"
+    axis.plot(occlusion.shares, occlusion.uncertainty.mean(1), "o-", color=BLUE, label=label)
+    axis.set(
+        title="uncertainty of images (mean log variance)", xlabel="hidden share of the objects"
+    )
+    axis.legend()
+    save(figure, path)
+
+
 def draw_uncertainty(results: Results, path: Path) -> None:
     """Uncertainty against the number of matches, and against whether the top item is one."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -169,6 +184,7 @@ def draw(
     records: Sequence[Mapping[str, Any]],
     split: RetrievalSplit,
     results: Results,
+    occlusion: Occlusion | None = None,
 ) -> None:
     """All pictures that the split and the system allow, as PNG files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,3 +197,5 @@ def draw(
             draw_uncertainty(results, folder / "uncertainty.png")
             if has_pixels:
                 draw_extremes(split, results, folder / "certain.png")
+        if occlusion:
+            draw_occlusion(occlusion, folder / "occlusion.png")

@@ -1,6 +1,5 @@
 """Does the uncertainty of an embedding mean something: does it follow ambiguity and error?"""
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,19 +73,3 @@ def uncertainty_values(
         "vs_matches": spearman(uncertainty, num_matches),
         "vs_rank": spearman(uncertainty, ranks),
     }
-
-
-def occlusion_curve(
-    uncertainty_at: Callable[[float], np.ndarray], shares: Sequence[float]
-) -> tuple[np.ndarray, float]:
-    """Uncertainty of images as more and more of each is hidden.
-
-    Args:
-      uncertainty_at: hidden share of each image, 0 to 1 -> uncertainty of n images [n].
-      shares: s shares, rising.
-
-    Returns:
-      ([s, n] uncertainties, Spearman's correlation of share and uncertainty, mean over images).
-    """
-    curve = np.stack([uncertainty_at(share) for share in shares])
-    return curve, float(np.mean([spearman(np.asarray(shares), image) for image in curve.T]))

@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from jcmr.core import dtypes, parallel
 from jcmr.core.types import Array, Batch, Task, Term, Terms, Variables
+from jcmr.losses import probabilistic as losses
 from jcmr.losses.targets import Side, Targets, pair_targets
 from jcmr.models.encoders import resnet
 from jcmr.models.encoders.bag import BagOfWords
@@ -34,6 +34,8 @@ from jcmr.models.encoders.pie import (
     torch_dense,
 )
 from jcmr.models.encoders.regions import Regions
+from jcmr.ops.chunks import sum_over_chunks
+from jcmr.ops.gaussian import csd
 from jcmr.ops.mixing import mix_images
 
 
@@ -61,8 +63,12 @@ class Config:
     init_negative_scale: float = 15.0
     vib_weight: float = 1e-5
     uniform_weight: float = 0.0
+    uniform_duplicates: bool = False
+    """Draws the samples of the uniformity loss with replacement, as the official code does."""
     pseudo_positive_weight: float = 0.0
     """Of PCME++'s second loss, in which a row's columns that score above its own are positives."""
+    chunk: int = 0
+    """Images whose losses with all captions are computed at a time, to save memory; 0 = all."""
     mix_rate: float = 0.0
     """Share of images that are mixed with another one of the batch (PCME++)."""
     label_smoothing: float = 0.0
@@ -100,6 +106,7 @@ PARITY = {
     "readout": "last_word",
     "scale": "log_std",
     "official_vib": True,
+    "uniform_duplicates": True,
     "reduction": "sum",
     "both_directions": True,
     "duplicates": "negative",
@@ -325,6 +332,11 @@ def log_variance(outputs: Outputs, cfg: Config) -> Array:
     return 2 * log_scale if cfg.scale == "log_std" else log_scale
 
 
+def reparametrise(mean: Array, log_var: Array, noise: Array) -> Array:
+    """Samples [b, k, d] of Gaussians [b, d] from standard normal noise [b, k, d]."""
+    return mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
+
+
 def draw(outputs: Outputs, keys: Array, cfg: Config) -> Gaussian:
     """The Gaussian and its samples, one key per item; the mean alone when deterministic."""
     mean, log_var = outputs.mean, log_variance(outputs, cfg)
@@ -332,7 +344,7 @@ def draw(outputs: Outputs, keys: Array, cfg: Config) -> Gaussian:
         return Gaussian(mean, log_var, mean[:, None])
     shape = (cfg.num_samples, mean.shape[-1])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape, mean.dtype))(keys)
-    return Gaussian(mean, log_var, mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise)
+    return Gaussian(mean, log_var, reparametrise(mean, log_var, noise))
 
 
 def fold(keys: Array, number: int) -> Array:
@@ -411,65 +423,6 @@ def embed_batch(
     ), mutables
 
 
-def log_match_probability(x: Array, y: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
-    """(log p, log(1 - p)) of pairs [n, m] from samples [n, k, d] and [m, k, d]."""
-    squared = (
-        jnp.sum(x * x, -1)[:, None, :, None]
-        + jnp.sum(y * y, -1)[None, :, None, :]
-        - 2 * jnp.einsum("nkd,mld->nmkl", x, y, precision=dtypes.HIGHEST)
-    )
-    distance = jnp.sqrt(jnp.maximum(squared, 0.0) + 1e-6)
-    logits = 2 * (shift - scale * distance)
-    count = jnp.log(x.shape[1] * y.shape[1])
-    log_match = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=(2, 3)) - count
-    return log_match, jax.nn.logsumexp(jax.nn.log_sigmoid(-logits), axis=(2, 3)) - count
-
-
-def csd(x: Gaussian, y: Gaussian) -> Array:
-    """Expected squared distance of samples, [n, m]."""
-    dot = jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
-    mean = jnp.sum(x.mean**2, -1)[:, None] + jnp.sum(y.mean**2, -1) - 2 * dot
-    return mean + jnp.exp(x.log_var).sum(-1)[:, None] + jnp.exp(y.log_var).sum(-1)
-
-
-def divergence(gaussian: Gaussian, log_scale: Array, official: bool) -> Array:
-    """Sum over items of KL(item || N(0, I)); see `Config.official_vib`."""
-    mean = gaussian.samples.mean(1) if official else gaussian.mean
-    log_var = log_scale if official else gaussian.log_var
-    return -0.5 * jnp.sum(1 + log_var - mean**2 - jnp.exp(log_var))
-
-
-def uniformity(samples: Array, key: Array) -> Array:
-    """Log mean over pairs i < j of exp(-2 |x_i - x_j|^2), of at most 128 of the samples [n, d]."""
-    if samples.shape[0] > 128:
-        samples = samples[jax.random.randint(key, (128,), 0, samples.shape[0])]
-    squared = jnp.sum((samples[:, None] - samples[None, :]) ** 2, -1)
-    first, second = jnp.triu_indices(samples.shape[0], 1)
-    return jax.nn.logsumexp(-2 * squared[first, second]) - jnp.log(len(first))
-
-
-def cross_entropy(logits: Array, targets: Targets) -> Array:
-    """Sum over rows of the cross-entropy of columns, where matches share a row's target."""
-    logits = jnp.where(targets.valid, logits, -jnp.inf)
-    share = jnp.where(targets.valid, targets.positive, 0.0)
-    share = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
-    log_probability = jax.nn.log_softmax(logits, axis=1)
-    return -jnp.sum(jnp.where(targets.valid, share * log_probability, 0.0))
-
-
-def pseudo_positives(logits: Array, targets: Targets) -> Targets:
-    """Columns that score at least as high as the row's own become as positive as it is."""
-    own = jnp.argmax(targets.positive, axis=1)[:, None]
-    own_logit = jnp.take_along_axis(logits, own, axis=1)
-    own_target = jnp.take_along_axis(targets.positive, own, axis=1)
-    return targets._replace(positive=jnp.where(logits >= own_logit, own_target, targets.positive))
-
-
-def pair_sum(losses: Array, targets: Targets) -> Array:
-    """Sum of losses [n, m] over the pairs that count."""
-    return jnp.sum(jnp.where(targets.valid, losses, 0.0))
-
-
 def objective_terms(
     here: Embedded, criterion: Mapping[str, Array], cfg: Config, key: Array, axis: str | None
 ) -> Terms:
@@ -478,48 +431,74 @@ def objective_terms(
     one = 1.0 / (1 if axis is None else lax.axis_size(axis))  # adds up to 1 over devices
     shift, scale = criterion["shift"], criterion["negative_scale"]
 
-    def targets(images: Embedded, captions: Embedded) -> Targets:
+    def targets(images: Side, captions: Side, own_share: Array) -> Targets:
         return pair_targets(
-            images.images,
-            captions.captions,
+            images,
+            captions,
             cfg.duplicates,
             cfg.mask_true_positives,
-            images.own_share if cfg.mix_rate else None,
+            own_share if cfg.mix_rate else None,
             len(everywhere.own_share),
             cfg.label_smoothing,
         )
 
-    to_text = targets(here, everywhere)
-    to_image = Targets(*(x.T for x in targets(everywhere, here)))
+    def to_text(images: Side, own_share: Array) -> Targets:
+        return targets(images, everywhere.captions, own_share)
+
+    def to_image(captions: Side) -> Targets:
+        transposed = targets(everywhere.images, captions, everywhere.own_share)
+        return Targets(*(x.T for x in transposed))
+
+    def logits(x: Gaussian, y: Gaussian) -> Array:
+        return shift - scale * csd(x.mean, x.log_var, y.mean, y.log_var)
+
+    def match(rows: tuple[Gaussian, Side, Array, Array]) -> tuple[Array, Array]:
+        image, images, own_share, own = rows
+        pairs = to_text(images, own_share)
+        if cfg.method == "pcme":
+            samples = image.samples, everywhere.caption.samples
+            loss = losses.soft_contrastive(*samples, shift, scale, pairs, own)
+        else:
+            loss = losses.binary_cross_entropy(logits(image, everywhere.caption), pairs)
+        return loss, jnp.sum(pairs.valid)
+
+    def pseudo_positive(x: Gaussian, y: Gaussian, pairs: Targets) -> Array:
+        scores = logits(x, y)
+        return losses.binary_cross_entropy(scores, losses.pseudo_positives(scores, pairs))
+
     num_images, num_captions = len(here.image.mean), len(here.caption.mean)
-    pair_counts = {"captions": num_captions, "pairs": jnp.sum(to_text.valid), "sum": one}
-    count, twice = pair_counts[cfg.reduction], 2.0 if cfg.both_directions else 1.0
     terms = {}
 
-    if cfg.method == "pcme":
-        log_match, log_mismatch = log_match_probability(
-            here.image.samples, everywhere.caption.samples, shift, scale
-        )
-        losses = -(to_text.positive * log_match + (1 - to_text.positive) * log_mismatch)
-        terms["match"] = Term(pair_sum(losses, to_text), count, twice)
-    elif cfg.method == "pcmepp":
-        logits = shift - scale * csd(here.image, everywhere.caption)
-        losses = optax.sigmoid_binary_cross_entropy(logits, to_text.positive)
-        terms["match"] = Term(pair_sum(losses, to_text), count, twice)
-        if cfg.pseudo_positive_weight:
-            other_logits = shift - scale * csd(here.caption, everywhere.image)
-            total = 0.0
-            for x, y in ((logits, to_text), (other_logits, to_image)):
-                losses = optax.sigmoid_binary_cross_entropy(x, pseudo_positives(x, y).positive)
-                total += pair_sum(losses, y)
+    if cfg.method in ("pcme", "pcmepp"):
+        first = parallel.first_row(num_captions, axis)
+        own = (first + jnp.arange(num_captions)).reshape(num_images, -1)
+        rows = here.image, here.images, here.own_share, own
+        total, num_pairs = sum_over_chunks(match, rows, cfg.chunk)
+        count = {"captions": num_captions, "pairs": num_pairs, "sum": one}[cfg.reduction]
+        terms["match"] = Term(total, count, 2.0 if cfg.both_directions else 1.0)
+        if cfg.method == "pcmepp" and cfg.pseudo_positive_weight:
+            total = sum_over_chunks(
+                lambda rows: pseudo_positive(rows[0], everywhere.caption, to_text(*rows[1:])),
+                (here.image, here.images, here.own_share),
+                cfg.chunk,
+            ) + sum_over_chunks(
+                lambda rows: pseudo_positive(rows[0], everywhere.image, to_image(rows[1])),
+                (here.caption, here.captions),
+                cfg.chunk,
+            )
             terms["pseudo_positive"] = Term(total, count, cfg.pseudo_positive_weight)
     else:
         for name, x, y, pairs in (
-            ("image_to_text", here.image, everywhere.caption, to_text),
-            ("text_to_image", here.caption, everywhere.image, to_image),
+            (
+                "image_to_text",
+                here.image,
+                everywhere.caption,
+                to_text(here.images, here.own_share),
+            ),
+            ("text_to_image", here.caption, everywhere.image, to_image(here.captions)),
         ):
-            logits = scale * jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
-            terms[name] = Term(cross_entropy(logits, pairs), len(x.mean), 0.5)
+            cosine = jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
+            terms[name] = Term(losses.cross_entropy(scale * cosine, pairs), len(x.mean), 0.5)
 
     if here.image_scale is not None and here.caption_scale is not None:
         for name, gaussian, log_scale, rows in (
@@ -527,14 +506,19 @@ def objective_terms(
             ("vib_text", here.caption, here.caption_scale, num_captions),
         ):
             counts = {"captions": rows, "pairs": gaussian.mean.size, "sum": one}
-            kl = divergence(gaussian, log_scale, cfg.official_vib)
+            if cfg.official_vib:
+                kl = losses.divergence(gaussian.samples.mean(1), log_scale)
+            else:
+                kl = losses.divergence(gaussian.mean, gaussian.log_var)
             terms[name] = Term(kl, counts[cfg.reduction], cfg.vib_weight)
             spread = jnp.sum(uncertainty(gaussian))
             terms[name.replace("vib", "log_var")] = Term(spread, rows, 0.0)
     if cfg.uniform_weight:
         samples = (everywhere.image.samples, everywhere.caption.samples)
         flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in samples])
-        terms["uniformity"] = Term(uniformity(flat, key) * one, one, cfg.uniform_weight)
+        drawn = losses.uniform_rows(key, len(flat), cfg.uniform_duplicates)
+        uniformity = losses.uniformity(flat if drawn is None else flat[drawn])
+        terms["uniformity"] = Term(uniformity * one, one, cfg.uniform_weight)
     terms["shift"], terms["negative_scale"] = Term(shift, 1.0, 0.0), Term(scale, 1.0, 0.0)
     return terms
 
@@ -613,13 +597,13 @@ def make(cfg: Mapping[str, Any]) -> Task:
     def score(variables: Variables, query: Gaussian, gallery: Gaussian) -> Array:
         criterion = variables["params"]["criterion"]
         if config.score == "matching_prob":
-            return log_match_probability(
+            return losses.log_match_probability(
                 query.samples, gallery.samples, criterion["shift"], criterion["negative_scale"]
             )[0]
         if config.score == "matmul":
             return query.samples.sum(1) @ gallery.samples.sum(1).T
         if config.score == "csd":
-            return -csd(query, gallery)
+            return -csd(query.mean, query.log_var, gallery.mean, gallery.log_var)
         return query.mean @ gallery.mean.T
 
     return Task(init, loss, {"image": encode_image, "text": encode_text}, score)

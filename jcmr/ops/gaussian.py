@@ -2,12 +2,15 @@
 
 The nine forms that the official PCME code offers on CUB, with its signs and constants. Each takes
 means [n, d] and log variances [n, d] of the queries, then those [m, d] of the gallery. The pairs'
-values [n, m, d] are summed up as they are made; call them on tiles.
+values [n, m, d] are summed up as they are made; call them on tiles. `csd`, of PCME++, is a distance
+and one matrix product.
 """
 
 import jax.numpy as jnp
 
+from jcmr.core import dtypes
 from jcmr.core.types import Array
+from jcmr.ops.distances import squared_distances
 
 
 def squared_differences(x: Array, y: Array) -> Array:
@@ -76,6 +79,13 @@ def negative_bhattacharyya(x: Array, x_log_var: Array, y: Array, y_log_var: Arra
     log_mean = (x_log_var[:, None] + y_log_var[None]) / 2
     overlap = jnp.log(total / 2) - log_mean
     return -(0.25 * squared_differences(x, y) / total + 0.5 * overlap).sum(-1)
+
+
+def csd(x: Array, x_log_var: Array, y: Array, y_log_var: Array) -> Array:
+    """Closed-form sampled distance: the expected squared distance of samples (PCME++)."""
+    variances = (jnp.exp(dtypes.at_least_float32(v)).sum(-1) for v in (x_log_var, y_log_var))
+    x_variance, y_variance = variances
+    return squared_distances(x, y) + x_variance[:, None] + y_variance
 
 
 def max_dot(x: Array, y: Array) -> Array:

@@ -112,8 +112,8 @@ class Checkpoints:
         """Whether the cluster has announced that this run is about to be stopped."""
         return self._manager.reached_preemption(step)
 
-    def restore(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict, dict]:
-        """(state, loader position, config) of `step`, placed on the devices of `mesh`.
+    def restore(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
+        """(state, loader position) of `step`, placed on the devices of `mesh`.
 
         `like` has the structure, shapes and dtypes that are expected (arrays or their shapes).
 
@@ -124,11 +124,12 @@ class Checkpoints:
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
         )
-        restored = self._restore(step, ocp.args.StandardRestore(target))
-        return restored["state"], restored["loader"], restored["config"]
+        args = ocp.args.StandardRestore(target)
+        restored = self._restore(step, state=args, loader=ocp.args.JsonRestore())
+        return restored["state"], restored["loader"]
 
-    def restore_variables(self, step: int, like: Variables, mesh: Mesh) -> tuple[Variables, dict]:
-        """(variables, config) of `step`: what it takes to use a model, without the optimizer's.
+    def restore_variables(self, step: int, like: Variables, mesh: Mesh) -> Variables:
+        """The variables of `step`: what it takes to use a model, without the optimizer's.
 
         Raises:
           ValueError: the checkpoint is damaged or was made by another model.
@@ -140,11 +141,17 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), item
         )
         places = ocp.checkpoint_utils.construct_restore_args(item)
-        restored = self._restore(
-            step, ocp.args.PyTreeRestore(item, restore_args=places, partial_restore=True)
-        )
-        state = restored["state"]
-        return {"params": state["params"], **state["mutables"]}, restored["config"]
+        args = ocp.args.PyTreeRestore(item, restore_args=places, partial_restore=True)
+        state = self._restore(step, state=args)["state"]
+        return {"params": state["params"], **state["mutables"]}
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The configuration that `step` was saved with; read alone it costs nothing.
+
+        Raises:
+          ValueError: the checkpoint is damaged.
+        """
+        return self._restore(step, config=ocp.args.JsonRestore())["config"]
 
     def restore_arrays(self, step: int) -> dict[str, np.ndarray]:
         """Every array of the state of `step` by its path, whatever model it belongs to."""
@@ -154,7 +161,7 @@ class Checkpoints:
             stored: Any = reader.metadata(self.folder / str(step) / "state")
         tree = stored.item_metadata.tree
         places = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=place), tree)
-        restored = self._restore(step, ocp.args.PyTreeRestore(restore_args=places))
+        restored = self._restore(step, state=ocp.args.PyTreeRestore(restore_args=places))
         leaves = jax.tree_util.tree_leaves_with_path(restored["state"])
 
         def numbers(x: Any) -> np.ndarray:
@@ -164,17 +171,10 @@ class Checkpoints:
 
         return {jax.tree_util.keystr(path): numbers(x) for path, x in leaves}
 
-    def _restore(self, step: int, state_args: Any) -> Any:
+    def _restore(self, step: int, **items: Any) -> Any:
         others = [s for s in self._manager.all_steps() if s != step]
         try:
-            return self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=state_args,
-                    loader=ocp.args.JsonRestore(),
-                    config=ocp.args.JsonRestore(),
-                ),
-            )
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             hint = f"resume from step {max(others)}" if others else "start again"
             raise ValueError(

@@ -69,8 +69,8 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 
 def start_or_resume(
     variables: Variables, stages: Sequence[Stage], seed: int, checkpoints: Checkpoints, mesh: Mesh
-) -> tuple[TrainState, dict[str, Any] | None, dict[str, Any] | None]:
-    """(state, loader position, config) of the run's last checkpoint; (fresh, None, None) without.
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """(state, loader position) of the run's last checkpoint; (fresh, None) without one.
 
     Order: the run's own checkpoint, else `variables`, which may come from elsewhere.
     """
@@ -78,7 +78,7 @@ def start_or_resume(
     optimizer = stage_at(stages, step or 0).make_optimizer(variables["params"])
     state = init_state(variables, optimizer, jax.random.key(seed))
     if step is None:
-        return parallel.replicate(state, mesh), None, None
+        return parallel.replicate(state, mesh), None
     return checkpoints.restore(step, state, mesh)
 
 

@@ -18,7 +18,7 @@ from jcmr.data.cache import cache_folder, load_or_make, make_in_chunks
 from jcmr.data.options import unpack
 from jcmr.data.records import Arrays
 from jcmr.data.scenes.captions import CAPTIONS_PER_SCENE, all_words, sample_caption
-from jcmr.data.scenes.render import render
+from jcmr.data.scenes.render import occlude, render
 from jcmr.data.scenes.world import ABSENT, PRESETS, Preset, Scene, generator, sample_scene
 from jcmr.data.text import SPECIAL, encode_all
 from jcmr.ops.assignment import injective_match
@@ -197,6 +197,16 @@ class ScenesSource:
         num = scenes.num_train if split == "train" else scenes.num_test
         return (make_scene(scenes.seed, STREAMS[split], i, look) for i in range(num))
 
+    def occluded(self, split: str, share: float, num: int = 200) -> Arrays:
+        """The first images of a split with at least a share (0 to 1) of their objects hidden."""
+        look = self.options.look
+        images = load_items(split, self.options.scenes.num_test, self.options)["image"][:num]
+        hidden = [
+            occlude(image, scene, look, share, np.random.default_rng(i))
+            for i, (image, scene) in enumerate(zip(images, self.scenes(split)))
+        ]
+        return Arrays({"image": np.stack(hidden), "id": np.arange(len(hidden), dtype=np.int32)})
+
     def retrieval(self, split: str) -> RetrievalSplit:
         """Images and all their captions; `own` pairs, and every `exact` match."""
         items = load_items(split, self.options.scenes.num_test, self.options)
@@ -213,7 +223,10 @@ class ScenesSource:
                 "own": same_id(np.arange(num), owner),
                 "exact": by_matrix(exact_relevance(items["scene_code"], caption_code)),
             },
-            {"captions": sentences(text)},
+            {
+                "captions": sentences(text),
+                "occluded": functools.partial(self.occluded, split),
+            },
         )
 
 

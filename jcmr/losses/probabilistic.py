@@ -1,0 +1,166 @@
+"""Losses of probabilistic embeddings: PCME, PCME++, and the InfoNCE of their deterministic twins.
+
+Pure functions of arrays that return sums, so that masks and uneven shards never bias a mean. Chun
+et al., CVPR 2021 (https://arxiv.org/abs/2101.05068); Chun, ICLR 2024
+(https://arxiv.org/abs/2305.18171). Letters: n images, m captions, k and l samples, d features.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jcmr.core import dtypes
+from jcmr.core.types import Array
+from jcmr.losses.targets import Targets
+from jcmr.ops.distances import paired_squared_distances, squared_distances
+
+MAX_UNIFORM_SAMPLES = 128
+"""Of the uniformity loss: the official code compares at most 128^2 pairs."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def log_mean_sigmoids(logits: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
+    """(log p, log(1 - p)) where p is the mean of sigmoid(logits) over `axes`.
+
+    In log space, so that a p that float32 cannot hold neither ties nor gives a NaN. The gradient is
+    written out, as it needs the logits and the result alone: a third of the memory.
+    """
+    count = jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
+    log_p = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=axes) - count
+    return log_p, jax.nn.logsumexp(jax.nn.log_sigmoid(-logits), axis=axes) - count
+
+
+def _forward(logits: Array, axes: tuple[int, int]):
+    logs = log_mean_sigmoids(logits, axes)
+    return logs, (logits, logs)
+
+
+def _backward(axes: tuple[int, int], saved, cotangents):
+    logits, logs = saved
+    # The slope of a sigmoid, sigmoid(z) sigmoid(-z), over the number of logits, in log space.
+    log_slope = -jnp.abs(logits) - 2 * jax.nn.softplus(-jnp.abs(logits))
+    log_slope -= jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
+    (of_p, of_q), (p, q) = ([jnp.expand_dims(x, axes) for x in pair] for pair in (cotangents, logs))
+    return (of_p * jnp.exp(log_slope - p) - of_q * jnp.exp(log_slope - q),)
+
+
+log_mean_sigmoids.defvjp(_forward, _backward)
+
+
+def log_mean_probabilities(
+    squared: Array, shift: Array, scale: Array, axes: tuple[int, int]
+) -> tuple[Array, Array]:
+    """(log p, log(1 - p)), p the mean of sigmoid(2 (shift - scale * distance)) over `axes`.
+
+    The distance is the root of the squared one plus 1e-6, as in the official code; its gradient is
+    finite at 0.
+    """
+    return log_mean_sigmoids(2 * (shift - scale * jnp.sqrt(squared + 1e-6)), axes)
+
+
+def log_match_probability(x: Array, y: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
+    """(log p, log(1 - p)) of pairs [n, m] from samples x [n, k, d] and y [m, l, d] (PCME).
+
+    A pair's value depends on nothing but the pair: good for scores. Memory O(n k m l).
+    """
+    squared = squared_distances(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+    squared = squared.reshape(*x.shape[:2], *y.shape[:2])
+    return log_mean_probabilities(squared, shift, scale, (1, 3))
+
+
+def soft_contrastive(
+    x: Array, y: Array, shift: Array, scale: Array, targets: Targets, own: Array | None = None
+) -> Array:
+    """Sum over the pairs that count of the soft contrastive loss (PCME).
+
+    -log p of a match, -log(1 - p) of a mismatch, and between them for a target between 1 and 0.
+    The official code adds up the same sum twice, as image to text and as text to image.
+
+    Args:
+      x: samples [n, k, d] of the rows.
+      y: samples [m, l, d] of the columns.
+      shift: of the logit, a scalar.
+      scale: of the distance in the logit (`negative_scale`), a scalar.
+      targets: [n, m]. What rows and columns without a valid pair hold does not matter.
+      own: [n, c], the columns of each row that may come very close to it, none twice. Their
+        distances are taken by difference: at a distance of 0.01 in 1024 dimensions the matrix
+        product is off by 5e-5, the difference by 1e-9.
+    """
+    x = jnp.where(targets.valid.any(1)[:, None, None], dtypes.at_least_float32(x), 0.0)
+    y = jnp.where(targets.valid.any(0)[:, None, None], dtypes.at_least_float32(y), 0.0)
+    # Distances do not change with the origin, their rounding does.
+    center = lax.stop_gradient(y.mean((0, 1)))
+    x, y = x - center, y - center
+    log_match, log_mismatch = log_match_probability(x, y, shift, scale)
+    if own is not None:
+        squared = paired_squared_distances(x[:, None], y[own])
+        near = log_mean_probabilities(squared, shift, scale, (2, 3))
+        at = jnp.arange(len(x))[:, None], own
+        log_match, log_mismatch = log_match.at[at].set(near[0]), log_mismatch.at[at].set(near[1])
+    losses = -(targets.positive * log_match + (1 - targets.positive) * log_mismatch)
+    return pair_sum(losses, targets)
+
+
+def binary_cross_entropy(logits: Array, targets: Targets) -> Array:
+    """Sum over the pairs that count of the loss of logits [n, m] (PCME++)."""
+    return pair_sum(optax.sigmoid_binary_cross_entropy(logits, targets.positive), targets)
+
+
+def pair_sum(losses: Array, targets: Targets) -> Array:
+    """Sum of losses [n, m] over the pairs that count."""
+    return jnp.sum(jnp.where(targets.valid, losses, 0.0))
+
+
+def pseudo_positives(logits: Array, targets: Targets) -> Targets:
+    """Columns that score at least as high as the row's own become as positive as it is (PCME++).
+
+    The own column of a row is its most positive one.
+    """
+    own = jnp.argmax(targets.positive, axis=1)[:, None]
+    own_logit = jnp.take_along_axis(logits, own, axis=1)
+    own_target = jnp.take_along_axis(targets.positive, own, axis=1)
+    return targets._replace(positive=jnp.where(logits >= own_logit, own_target, targets.positive))
+
+
+def cross_entropy(logits: Array, targets: Targets) -> Array:
+    """Sum over rows of the cross-entropy of columns (InfoNCE); matches share a row's target."""
+    logits = jnp.where(targets.valid, dtypes.at_least_float32(logits), -jnp.inf)
+    share = jnp.where(targets.valid, targets.positive, 0.0)
+    share = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
+    log_probability = jax.nn.log_softmax(logits, axis=1)
+    return -jnp.sum(jnp.where(targets.valid, share * log_probability, 0.0))
+
+
+def divergence(mean: Array, log_var: Array) -> Array:
+    """Sum over items of KL(N(mean, exp(log_var)) || N(0, I)), of arrays [n, d]."""
+    mean, log_var = dtypes.at_least_float32(mean), dtypes.at_least_float32(log_var)
+    return -0.5 * jnp.sum(1 + log_var - mean**2 - jnp.exp(log_var))
+
+
+def uniform_rows(key: Array, num: int, replace: bool = False) -> Array | None:
+    """Which of `num` samples the uniformity loss compares: None, for all, up to 128 of them.
+
+    Args:
+      key: of the draw.
+      num: samples of both modalities.
+      replace: draws with replacement, as the official code does. A sample drawn twice repels
+        itself: a constant that the loss can do nothing about.
+    """
+    if num <= MAX_UNIFORM_SAMPLES:
+        return None
+    return jax.random.choice(key, num, (MAX_UNIFORM_SAMPLES,), replace)
+
+
+def uniformity(samples: Array) -> Array:
+    """Log mean over pairs i < j of exp(-2 |x_i - x_j|^2), of samples [n, d]; at most 0.
+
+    Wang and Isola, ICML 2020 (https://arxiv.org/abs/2005.10242).
+    """
+    samples = dtypes.at_least_float32(samples)
+    samples -= lax.stop_gradient(samples.mean(0))
+    first, second = jnp.triu_indices(len(samples), 1)
+    squared = squared_distances(samples, samples)[first, second]
+    return jax.nn.logsumexp(-2 * squared) - jnp.log(len(first))
