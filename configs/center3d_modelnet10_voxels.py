@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.stages = (main,)
     config.train.init_from = ""
     config.train.log_steps = 25
-    config.train.eval_epochs = 5
+    config.train.eval_epochs = 4
     config.train.checkpoint_steps = 200
     config.train.keep_checkpoints = 2
 

@@ -13,7 +13,7 @@ from jcmr.convert.dgcnn import convert_dgcnn
 from jcmr.convert.folder import load_converted
 from jcmr.convert.meshnet import convert_meshnet
 from jcmr.models import center3d
-from tests.conftest import load_golden
+from tests.conftest import golden_cases, load_golden
 from tests.test_center3d import SMALL, make_batch
 from tests.test_convert import run
 from tests.test_golden_resnet import weights
@@ -23,10 +23,8 @@ CONVERT = {"dgcnn": convert_dgcnn, "meshnet": convert_meshnet}
 
 
 @pytest.fixture(scope="module")
-def states(request):
+def states():
     """Small official state dicts, with what the official files hold besides."""
-    from tests.conftest import golden_cases
-
     found = {}
     for kind, prefix in (("dgcnn", "dgcnn_cmcl"), ("meshnet", "meshnet_whole")):
         state = weights(load_golden(golden_cases("center_loss", prefix)[0]), "w/")

@@ -142,7 +142,8 @@ def test_dgcnn(golden: Path):
     x, module = rows_last(arrays["x"]), small_dgcnn(arrays)
     check_module(module, convert_dgcnn.dgcnn_rules(), arrays, (x,))
     variables = convert_dgcnn.convert_dgcnn(weights(arrays, "w/"))
-    _, found = module.apply(variables, x, capture_intermediates=True, mutable="intermediates")
+    look_inside = {"capture_intermediates": True, "mutable": "intermediates"}
+    _, found = jax.jit(lambda v, x: module.apply(v, x, **look_inside))(variables, x)
     outputs = [found["intermediates"][f"edge{i}"]["__call__"][0] for i in (1, 2, 3)]
     for i, features in enumerate([x, *outputs]):
         index = np.sort(neighbors.nearest(features, module.k), axis=-1)

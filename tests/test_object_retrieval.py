@@ -129,7 +129,7 @@ def test_chance_against_shuffles():
             hits = rng.permutation(np.arange(gallery) < matches)
             precision = np.cumsum(hits) / np.arange(1, gallery + 1)
             values.append((precision * hits).sum() / matches)
-        (expected,) = metrics.chance_map(np.array([matches]), gallery)
+        (expected,) = metrics.chance_map(np.array([matches]), np.array([gallery]))
         assert np.mean(values) == pytest.approx(expected, abs=0.015)
 
 

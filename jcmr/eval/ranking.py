@@ -31,6 +31,8 @@ class Ranking(NamedTuple):
     map_at_r: Any
     average_precision: Any
     """Up to the depth of the sort only."""
+    num_ranked: Any
+    """Items of the gallery that were compared."""
 
 
 @partial(jax.jit, static_argnames=("num_top", "mesh"))
@@ -82,6 +84,7 @@ def measure_block(
             jnp.stack(at, axis=1) if cuts else jnp.zeros((len(number), 0), jnp.int32),
             ranks.map_at_r(hits, number),
             ranks.average_precision(hits, number),
+            taken.sum(1, dtype=jnp.int32),
         )
 
     columns = groups[1].reshape(len(groups[1]), -1)

@@ -155,17 +155,16 @@ def views_of(
     return tuple(protocols), groups
 
 
-def ranked_values(
-    ranking: Ranking, q: np.ndarray, options: Options, gallery: int
-) -> metrics.Values:
-    """Metrics that need the ranks of all matches, of queries q in a gallery of that size."""
+def ranked_values(ranking: Ranking, q: np.ndarray, options: Options) -> metrics.Values:
+    """Metrics that need the ranks of all matches, of queries q."""
     cuts = zip(options.precision_ks, ranking.hits_at[q].mean(axis=0))
     values = {f"p@{k}": float(hits / k) for k, hits in cuts}
     values["r_precision"] = float(np.mean(ranking.hits_in_r[q] / ranking.num_matches[q]))
     values["map@r"] = float(np.mean(ranking.map_at_r[q], dtype=np.float64))
     if options.full_map:
         values["map"] = float(np.mean(ranking.average_precision[q], dtype=np.float64))
-        values["map_chance"] = float(np.mean(metrics.chance_map(ranking.num_matches[q], gallery)))
+        chance = metrics.chance_map(ranking.num_matches[q], ranking.num_ranked[q])
+        values["map_chance"] = float(np.mean(chance))
     return values
 
 
@@ -188,7 +187,6 @@ def direction_values(
     ranked: Mapping[str, Ranking],
     folds: Mapping[str, np.ndarray],
     options: Options,
-    gallery: int,
 ) -> metrics.Values:
     """All metrics of the queries of one direction in one protocol.
 
@@ -197,7 +195,6 @@ def direction_values(
       ranked: relation -> ranks of all matches, for all but `own`.
       folds: relation -> fold of each query.
       options: cut-offs.
-      gallery: number of items that are ranked.
     """
     values: metrics.Values = {}
 
@@ -217,7 +214,7 @@ def direction_values(
             add(
                 relation,
                 prefix,
-                lambda q, r=ranked[relation]: ranked_values(r, q, options, gallery),
+                lambda q, r=ranked[relation]: ranked_values(r, q, options),
             )
     if set(PLAUSIBLE) <= set(counted):
         add("pm2", "", lambda q: plausible_values(ranked, q))
@@ -329,7 +326,6 @@ def make_evaluator(
                     {name: Ranking(*(x[view] for x in r)) for name, r in rankings[side].items()},
                     {name: g[view] for name, g in groups[side].items()},
                     options,
-                    (columns, rows)[side].size,
                 )
                 values |= {f"{protocol}/{direction}/{name}": v for name, v in found.items()}
         for protocol in protocols:

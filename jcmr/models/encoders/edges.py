@@ -40,22 +40,22 @@ class EdgeBatchNorm(BatchNorm):
           [b, n, c].
         """
         scale, bias = self.weights(p.shape[-1])
-        sign = jnp.where(scale >= 0, 1.0, -1.0).astype(p.dtype)
+        dtype = p.dtype
+        p, q = (x.astype(jnp.promote_types(dtype, jnp.float32)) for x in (p, q))
+        sign = jnp.where(scale >= 0, 1.0, -1.0)
         total, best = sum_and_max(p * sign, index)
         total, best = total * sign, best * sign
 
         def moments(shift: Array) -> Moments:
-            # Centred by the means of p and q apart: their offsets may be large and cancel.
-            wide = jnp.promote_types(p.dtype, jnp.float32)
-            center = lax.stop_gradient(p.astype(wide).mean((0, 1)))
-            k = index.shape[-1]
-            near, own = p.astype(wide) - center, q.astype(wide) + center - shift
-            near_sum = total.astype(wide) - k * center
+            # E[(near_j + own_i)^2], with p centred by its mean: large offsets of p and q cancel.
+            center = lax.stop_gradient(p.mean((0, 1)))
+            near, own = p - center, q + center - shift
+            k, count = index.shape[-1], index.size
+            near_sum = total - k * center
             degrees = in_degrees(index)[..., None]
-            count = index.size
             first = (degrees * near).sum((0, 1)) + k * own.sum((0, 1))
             second = (degrees * near * near + 2 * own * near_sum + k * own * own).sum((0, 1))
             return Moments(first / count, second / count, count)
 
         factor, offset = self.affine((scale, bias), moments, train, axis)
-        return ((best + q) * factor + offset).astype(p.dtype)
+        return ((best + q) * factor + offset).astype(dtype)
