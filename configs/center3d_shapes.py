@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     main = ConfigDict()
     main.name = "main"
-    main.num_epochs = 6
+    main.num_epochs = 5
     main.optimizer = "adam"
     main.learning_rate = 3e-3
     main.b2 = 0.99
@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.stages = (main,)
     config.train.init_from = ""
     config.train.log_steps = 25
-    config.train.eval_epochs = 3
+    config.train.eval_epochs = 2
     config.train.checkpoint_steps = 200
     config.train.keep_checkpoints = 2
 
