@@ -210,6 +210,15 @@ def test_edges_cost_a_twentieth_of_the_products_and_are_never_built():
     assert two <= naive_flops / k * 1.01 and split_flops <= two * 1.1
 
 
+def test_many_clouds_are_compared_a_few_at_a_time(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (7, 64, 3))
+    at_once, wide = jax.jit(lambda x: neighbors.nearest(x, 4))(x), 7 * 64 * 64 * 4
+    monkeypatch.setattr(neighbors, "SCORES_AT_ONCE", 2 * 64 * 64)
+    in_parts = lambda x: neighbors.nearest(x, 4)
+    np.testing.assert_array_equal(jax.jit(in_parts)(x), at_once)
+    assert compiled_cost(in_parts, x)[1] < wide
+
+
 def test_kernels_are_correlated_once_a_face():
     """The official module takes four exponentials where one is enough."""
     b, f, kernels, vectors = 2, 50, 8, 4

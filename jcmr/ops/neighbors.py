@@ -8,6 +8,9 @@ from jax import lax
 from jcmr.core.dtypes import HIGHEST
 from jcmr.core.types import Array
 
+SCORES_AT_ONCE = 1 << 24
+"""Pairs of points that are compared at a time: 64 MiB in float32, 16 clouds of 1,024 points."""
+
 
 def nearness(x: Array) -> Array:
     """Minus the squared distances of the points of each cloud, [b, n, d] -> [b, n, n].
@@ -38,7 +41,14 @@ def nearest(x: Array, k: int) -> Array:
             f"A cloud of {x.shape[1]} points has no {k} nearest neighbours; lower config.model.k "
             f"or raise config.data.num_points."
         )
-    return lax.top_k(nearness(lax.stop_gradient(x)), k)[1].astype(jnp.int32)
+
+    def nearest_of(clouds: Array) -> Array:
+        return lax.top_k(nearness(clouds), k)[1].astype(jnp.int32)
+
+    x, clouds_at_once = lax.stop_gradient(x), max(1, SCORES_AT_ONCE // x.shape[1] ** 2)
+    if len(x) <= clouds_at_once:
+        return nearest_of(x)
+    return lax.map(lambda cloud: nearest_of(cloud[None])[0], x, batch_size=clouds_at_once)
 
 
 def neighbor_rows(index: Array) -> Array:

@@ -1,6 +1,8 @@
 """OFF files to what the source `modelnet` reads: sampled points, faces of meshes, rendered views.
 
-The input has the layout of ModelNet: <off>/<class>/<train or test>/<object>.off.
+The input has the layout of ModelNet: <off>/<class>/<train or test>/<object>.off. Points and views
+stand on the second axis as in the published HDF5 files, faces keep the axes of the OFF file as
+MeshNet's do.
 """
 
 import argparse
