@@ -69,7 +69,7 @@ def draw_retrievals(
             line = axes[row * NUM_QUERIES + number]
             for column, gallery in enumerate(targets):
                 queries, items, top, hits = found[query, gallery]
-                index = (2 * number + 1) * len(queries) // (2 * NUM_QUERIES)
+                index = (2 * (row * NUM_QUERIES + number) + 1) * len(queries) // (2 * shape[0])
                 show_item(line[0], queries[index], None)
                 first = 1 + column * NUM_SHOWN
                 for place in range(NUM_SHOWN):
