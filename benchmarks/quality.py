@@ -39,6 +39,11 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("PCME", "configs/pcme_flickr8k.py"),
         Row("linear CCA", "configs/pcme_flickr8k.py", module="benchmarks.baselines.cca"),
     ),
+    "center3d_shapes": (
+        Row("CE", "configs/center3d_shapes.py:ce"),
+        Row("CE + center", "configs/center3d_shapes.py:ce_center"),
+        Row("CE + center + MSE", "configs/center3d_shapes.py"),
+    ),
 }
 
 

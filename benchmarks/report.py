@@ -25,6 +25,18 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
             "of images vs occlusion": "test/image/uncertainty_vs_occlusion",
         },
     ),
+    "center3d_shapes": (
+        "Center loss on solids: 600 held-out objects of 12 classes, mAP over the full ranking, "
+        "mean of nine directions",
+        {
+            **{f"mAP {v} views": f"test/views{v}/map" for v in (1, 2, 4)},
+            "chance": "test/views2/map_chance",
+            **{
+                f"accuracy {name}": f"test/views2/{name}/accuracy"
+                for name in ("image", "points", "mesh")
+            },
+        },
+    ),
     "pcme_flickr8k": (
         "Flickr8k subset: 753 training photos, test gallery of 125 (not comparable with the "
         "published 1,000-image test)",

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from jcmr.core import parallel
-from jcmr.core.types import RetrievalSplit, Source, Task, Variables
+from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.core.weights import load_weights
-from jcmr.data import image, loader
+from jcmr.data import augment, loader
 from jcmr.data.glove import load_glove
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
-from jcmr.eval import attention_report, ensemble, report, retrieval, table
+from jcmr.eval import attention_report, ensemble, report, report_objects, retrieval, table
 from jcmr.eval.occlusion import measure_occlusion
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
@@ -114,10 +114,18 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
+def weights_at(folder: str, path: str) -> dict[str, Any]:
+    """The weights of a folder by name; a `path` goes between collection and name."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(load_weights(folder))
+    inside = tuple(path.split("/")) if path else ()
+    return {"/".join([name[0], *inside, *name[1:]]): value for name, value in flat.items()}
+
+
 def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> Variables:
     """Fresh variables; those of config.train.init_from take the place of theirs.
 
-    That is a folder of weights, or "cca" for the closed-form start of `train.linear_start`.
+    That is a folder of weights, pairs of a path in the model and a folder such as
+    (("image/backbone", "weights/resnet18"),), or "cca" for the start of `train.linear_start`.
 
     Raises:
       ValueError: weights in init_from have no place in this model.
@@ -132,14 +140,16 @@ def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> 
         module = importlib.import_module(f"jcmr.models.{config.task}")
         return module.with_linear_start(variables, start)
     ours: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
-    theirs: dict[str, Any] = traverse_util.flatten_dict(
-        load_weights(config.train.init_from), sep="/"
-    )
+    given = config.train.init_from
+    parts = [("", given)] if isinstance(given, str) else [tuple(part) for part in given]
+    theirs: dict[str, Any] = {}
+    for path, folder in parts:
+        theirs |= weights_at(folder, path)
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
             expected = ours[name].shape if name in ours else "no such weight"
             raise ValueError(
-                f"{config.train.init_from} holds {name} {value.shape}, the model of this config "
+                f"{given} holds {name} {value.shape}, the model of this config "
                 f"has {expected}. Use the config that the weights were converted for."
             )
     logging.info("%d of %d arrays from %s", len(theirs), len(ours), config.train.init_from)
@@ -166,10 +176,19 @@ def with_glove(variables: Variables, config: Config, source: Any) -> Variables:
     return module.with_word_vectors(variables, vectors, found)
 
 
-def make_evaluate(task: Task, split: RetrievalSplit, config: Config, mesh: Mesh):
-    """`evaluate(variables)` on a split."""
-    prepare = image.make_prepare(config.data)
-    return retrieval.make_evaluator(task, split, config.eval, prepare, mesh)
+def make_evaluate(task: Task, splits: Sequence[RetrievalSplit], config: Config, mesh: Mesh):
+    """`evaluate(variables)` on splits: (all metrics, results of each split)."""
+    prepare = augment.make_prepare(config.data)
+    evaluators = [
+        retrieval.make_evaluator(task, split, config.eval, prepare, mesh) for split in splits
+    ]
+
+    def evaluate(variables: Variables) -> tuple[dict[str, float], list[retrieval.Results]]:
+        embedded: retrieval.Embedded = {}
+        results = [evaluator(variables, embedded) for evaluator in evaluators]
+        return retrieval.merge_metrics(splits, results), results
+
+    return evaluate
 
 
 def run_train(config: Config, workdir: Path) -> None:
@@ -187,7 +206,7 @@ def run_train(config: Config, workdir: Path) -> None:
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.train.keep_checkpoints, config.eval.best_metric
     )
-    prepare, augment = image.make_prepare(config.data), image.make_augment(config.data)
+    prepare, augmented = augment.make_prepare(config.data), augment.make_augment(config.data)
     if (last := checkpoints.latest()) is not None:
         check_same_run(checkpoints.config(last), described)
     variables = init_variables(task, config, source, prepare)
@@ -209,7 +228,7 @@ def run_train(config: Config, workdir: Path) -> None:
         config.train.eval_epochs * reader.steps_per_epoch,
         config.train.checkpoint_steps,
     )
-    evaluate = make_evaluate(task, source.retrieval("dev"), config, mesh)
+    evaluate = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
     log = RunLog(workdir, resumed_at=int(state.step))
     try:
         loop.train(
@@ -217,8 +236,8 @@ def run_train(config: Config, workdir: Path) -> None:
             state,
             batches,
             stages,
-            augment,
-            lambda variables: evaluate(variables).metrics,
+            augmented,
+            lambda variables: evaluate(variables)[0],
             checkpoints,
             described,
             log,
@@ -249,7 +268,7 @@ def restore_variables(
             f"{checkpoints.folder} holds no finished checkpoint. Train first: python -m "
             f"jcmr.launch --config=... --workdir={workdir}"
         )
-    prepare = image.make_prepare(config.data)
+    prepare = augment.make_prepare(config.data)
     batch = prepare(take(source.train, np.arange(1)))
     check_same_run(checkpoints.config(step), describe(config, source))
     like = jax.eval_shape(task.init, jax.random.key(0), batch)
@@ -295,7 +314,7 @@ def draw_attention(
     module = importlib.import_module(f"jcmr.models.{config.task}")
     vocabulary = getattr(source, "vocabulary", None)
     if vocabulary and hasattr(module, "make_attention"):
-        attention, prepare = module.make_attention(config.model), image.make_prepare(config.data)
+        attention, prepare = module.make_attention(config.model), augment.make_prepare(config.data)
         attention_report.draw(
             folder, task, attention, variables, split, results, prepare, vocabulary
         )
@@ -308,31 +327,35 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     """
     mesh = parallel.make_mesh()
     variables, step = restore_variables(config, workdir, source, task, mesh)
-    split = source.retrieval("test")
+    splits = split_list(source.retrieval("test"))
+    first, occlusion = splits[0], None
     if config.eval.get("ensemble"):
         together, members = restore_members(config, variables, task, source, mesh)
-        found = make_evaluate(together, split, config, mesh)(members)
+        found, _ = make_evaluate(together, splits, config, mesh)(members)
         path = workdir / "ensemble.json"
         names = [str(workdir), *config.eval.ensemble]
-        write_json(path, {"members": names, **found.metrics})
-        print(f"\nMean scores of {', '.join(names)} on {split.name}, {path}\n")
-        print(table.metrics_table(found.metrics))
+        write_json(path, {"members": names, **found})
+        print(f"\nMean scores of {', '.join(names)} on {first.name}, {path}\n")
+        print(table.metrics_table(found))
         return
-    results = make_evaluate(task, split, config, mesh)(variables)
-    metrics, occlusion = dict(results.metrics), None
-    if "occluded" in split.extras and "image" in results.uncertainty:
-        prepare, size = image.make_prepare(config.data), config.eval.batch_size
+    metrics, results = make_evaluate(task, splits, config, mesh)(variables)
+    if "occluded" in first.extras and "image" in results[0].uncertainty:
+        prepare, size = augment.make_prepare(config.data), config.eval.batch_size
         occlusion = measure_occlusion(
-            task, variables, split.extras["occluded"], size, prepare, mesh
+            task, variables, first.extras["occluded"], size, prepare, mesh
         )
-        metrics[f"{split.name}/image/uncertainty_vs_occlusion"] = occlusion.correlation
+        metrics[f"{first.name}/image/uncertainty_vs_occlusion"] = occlusion.correlation
     write_json(workdir / "results.json", {"step": step, **metrics})
     records = read_records(workdir / "metrics.jsonl")
-    report.draw(workdir / "report", records, split, results, occlusion)
-    draw_attention(config, workdir / "report", source, task, variables, split, results)
-    print(f"\n{config.task} at step {step} on {split.name}, {workdir / 'results.json'}\n")
+    folder = workdir / "report"
+    if "class_names" in first.extras:
+        report_objects.draw(folder, records, splits, results)
+    else:
+        report.draw(folder, records, first, results[0], occlusion)
+        draw_attention(config, folder, source, task, variables, first, results[0])
+    print(f"\n{config.task} at step {step} on {first.name}, {workdir / 'results.json'}\n")
     print(table.metrics_table(metrics))
-    print(f"\nPictures: {workdir / 'report'}")
+    print(f"\nPictures: {folder}")
 
 
 def ours(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-SOURCES = ("coco", "cub", "captioned_folder", "precomp")
+SOURCES = ("coco", "cub", "captioned_folder", "precomp", "modelnet")
 
 
 def main(argv: list[str]) -> None:

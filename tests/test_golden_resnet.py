@@ -36,7 +36,11 @@ def block_of(state):
 
 @pytest.mark.golden("dxr", "resnet_b")
 def test_block(golden: Path):
-    arrays = load_golden(golden)
+    check_block(load_golden(golden))
+
+
+def check_block(arrays):
+    """Outputs, gradients and new statistics of a residual block, in both modes."""
     state = weights(arrays, "w/")
     block, mapping = block_of(state)
     module = block(state["conv1.weight"].shape[0], int(arrays["stride"]))
@@ -76,6 +80,8 @@ def recipe_state(arrays, shapes):
             x = q.uniform(0.5, 1.5, shape)
         elif name.endswith("running_mean"):
             x = 0.1 * q.randn(*shape)
+        elif name.endswith(("weight_alpha", "weight_beta")):
+            x = q.uniform(0, np.pi if name.endswith("alpha") else 2 * np.pi, shape)
         elif len(shape) == 1 and name.endswith("weight"):
             x = q.uniform(0.5, 1.5, shape)
         elif len(shape) == 1:

@@ -186,3 +186,20 @@ def test_configs_are_literals():
         config = space["get_config"]()
         assert json.loads(config.to_json()), path
         assert space["get_config"]("smoke").train.batch_size <= config.train.batch_size
+
+
+def test_objects_end_to_end(cache, tmp_path):
+    """Views, points and meshes: several splits, each modality embedded once, their pictures."""
+    done = run("--config=configs/center3d_shapes.py:smoke", f"--workdir={tmp_path}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    letters = "imp"
+    for views in (1, 2, 4):
+        nine = [results[f"test/views{views}/{a}2{b}/map"] for a in letters for b in letters]
+        assert results[f"test/views{views}/map"] == pytest.approx(np.mean(nine))
+        assert 0 < results[f"test/views{views}/map_chance"] < results[f"test/views{views}/map"]
+        assert 0 <= results[f"test/views{views}/mesh/accuracy"] <= 1
+    assert "test/views2/i2i/others_map" in results
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "by_class.txt", "curves.png", "retrievals.png", "space.png",
+    }  # fmt: skip

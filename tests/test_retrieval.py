@@ -88,7 +88,7 @@ def naive_scores(split):
 
 
 def dense(split, relation):
-    rows, columns, match = split.relevance[relation]
+    rows, columns, match, _ = split.relevance[relation]
     return np.asarray(match(jnp.asarray(rows), jnp.asarray(columns)))
 
 

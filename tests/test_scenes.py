@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jcmr.data import cache
 from jcmr.data.scenes import render, world
 from jcmr.data.sources import scenes
 from jcmr.ops.assignment import injective_match
@@ -16,19 +17,21 @@ def source(tmp_path, **options):
 
 def test_items_do_not_depend_on_order_or_processes():
     look = world.PRESETS["demo"]._replace(image_size=16)
-    whole = scenes.make_all(3, 0, 40, look, 19, workers=1)
+    whole = scenes.make_items(0, 40, 3, 0, look, 19)
     for first, last in ((30, 40), (0, 30)):
-        part = scenes.make_items(3, 0, first, last, look, 19)
+        part = scenes.make_items(first, last, 3, 0, look, 19)
         for name in whole:
             np.testing.assert_array_equal(part[name], whole[name][first:last])
-    other = scenes.make_items(4, 0, 0, 40, look, 19)
+    other = scenes.make_items(0, 40, 4, 0, look, 19)
     assert (other["image"] != whole["image"]).any()
 
 
-def test_worker_processes_draw_the_same(monkeypatch):
-    monkeypatch.setattr(scenes, "CHUNK", 4)
+def test_worker_processes_draw_the_same():
     look = world.PRESETS["demo"]._replace(image_size=16)
-    one, two = (scenes.make_all(0, 0, 16, look, 19, workers=w) for w in (1, 2))
+    one, two = (
+        cache.make_in_chunks(scenes.make_items, (0, 0, look, 19), 16, workers, 4)
+        for workers in (1, 2)
+    )
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
 
@@ -64,7 +67,7 @@ def naive_match(caption, scene):
 
 
 def test_match_is_an_injective_assignment():
-    items = scenes.make_items(0, 0, 0, 30, world.PRESETS["full"]._replace(image_size=8), 34)
+    items = scenes.make_items(0, 30, 0, 0, world.PRESETS["full"]._replace(image_size=8), 34)
     captions = items["caption_code"].reshape(-1, 4, 4)[::3]
     got = np.asarray(injective_match(captions[None], items["scene_code"][:, None]))
     want = [[naive_match(c, s) for c in captions] for s in items["scene_code"]]

@@ -41,6 +41,15 @@ def convolution(path: Path, name: str) -> dict[Path, Rule]:
     return {("params", *path, "kernel"): rule}
 
 
+def pointwise(path: Path, name: str, bias: bool = True) -> dict[Path, Rule]:
+    """nn.Conv1d or nn.Conv2d of size 1: weight [out, in, 1, ...] -> kernel [in, out]."""
+    flat = Rule(f"{name}.weight", lambda w: w.reshape(w.shape[:2]).T)
+    rules = {("params", *path, "kernel"): flat}
+    if bias:
+        rules["params", *path, "bias"] = copied(f"{name}.bias")
+    return rules
+
+
 def layer_norm(path: Path, name: str) -> dict[Path, Rule]:
     """nn.LayerNorm."""
     return {

@@ -74,10 +74,16 @@ class Relevance(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
     match: Callable[[Array, Array], Array]
+    skip: Callable[[Array, Array], Array] | None = None
+    """As `match`: pairs that are not compared at all, for instance an item with itself. They must
+    not match."""
 
 
 class RetrievalSplit(NamedTuple):
-    """What an evaluator needs of a data split: two galleries and who matches whom."""
+    """What an evaluator needs of a data split: two galleries and who matches whom.
+
+    A single gallery is searched with its own items.
+    """
 
     name: str
     items: Mapping[str, RandomAccess]
@@ -88,6 +94,16 @@ class RetrievalSplit(NamedTuple):
     """What reports may use: raw captions, image ids, folds."""
 
 
+Splits = RetrievalSplit | Sequence[RetrievalSplit]
+"""One split, or several whose metrics belong together. Galleries that are the same object are
+embedded once; where splits have the same name, their mean is reported under it as well."""
+
+
+def split_list(splits: Splits) -> list[RetrievalSplit]:
+    """The splits, also where there is only one."""
+    return [splits] if isinstance(splits, RetrievalSplit) else list(splits)
+
+
 class Source(Protocol):
     """A data set: its training examples and the splits to retrieve in."""
 
@@ -95,7 +111,7 @@ class Source(Protocol):
     """Sizes that a model takes from the data (`vocab_size`, `feature_dim`, `num_classes`)."""
     train: RandomAccess
 
-    def retrieval(self, split: str) -> RetrievalSplit:
+    def retrieval(self, split: str) -> Splits:
         """The galleries of `split` ("dev" or "test")."""
         ...
 
@@ -106,6 +122,28 @@ def same_id(row_ids: Sequence[int] | np.ndarray, column_ids: Sequence[int] | np.
         np.asarray(row_ids, np.int32),
         np.asarray(column_ids, np.int32),
         lambda rows, columns: rows[:, None] == columns[None, :],
+    )
+
+
+def same_class(row_labels: np.ndarray, column_labels: np.ndarray, self_match: bool = True):
+    """Relevance by equal labels; without `self_match` equal row numbers are not compared.
+
+    That is for the items of one data set in two galleries, where item i is the same object in both.
+    """
+    if self_match:
+        return same_id(row_labels, column_labels)
+
+    def keys(labels: np.ndarray) -> np.ndarray:
+        return np.stack([labels, np.arange(len(labels))], axis=1).astype(np.int32)
+
+    def same(part: int, rows: Array, columns: Array) -> Array:
+        return rows[:, None, part] == columns[None, :, part]
+
+    return Relevance(
+        keys(row_labels),
+        keys(column_labels),
+        lambda rows, columns: same(0, rows, columns) & ~same(1, rows, columns),
+        lambda rows, columns: same(1, rows, columns),
     )
 
 

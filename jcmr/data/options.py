@@ -19,6 +19,15 @@ class ImageOptions(NamedTuple):
     erasing_rate: float = 0.0
 
 
+class ShapeOptions(NamedTuple):
+    """How stored point clouds and meshes become inputs in training."""
+
+    augment_points: bool = False
+    turn_points: bool = True
+    """Whether that turns clouds about the vertical axis, each by an angle of its own."""
+    augment_mesh: bool = False
+
+
 class LoaderOptions(NamedTuple):
     """How examples are found and read."""
 
@@ -28,7 +37,7 @@ class LoaderOptions(NamedTuple):
     token_drop_rate: float = 0.0
 
 
-SHARED = (*ImageOptions._fields, *LoaderOptions._fields)
+SHARED = (*ImageOptions._fields, *ShapeOptions._fields, *LoaderOptions._fields)
 
 
 def pick(kind: type[Options], cfg: Mapping[str, Any]) -> Options:

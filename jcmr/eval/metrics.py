@@ -78,3 +78,18 @@ def mean_over_folds(
     if not each:
         return {}
     return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
+
+
+def chance_map(num_matches: np.ndarray, num_ranked: np.ndarray) -> np.ndarray:
+    """Expected average precision of a ranking in random order, [n].
+
+    Position k holds a match with probability R / m, and then (k - 1)(R - 1) / (m - 1) more are
+    expected before it; the precisions add up to H_m / m * (1 - a) + a with a = (R - 1) / (m - 1).
+
+    Args:
+      num_matches: R of each query, [n], at least 1.
+      num_ranked: m, how many items are ranked for each, [n].
+    """
+    harmonic = np.cumsum(1.0 / np.arange(1, np.max(num_ranked) + 1))[num_ranked - 1]
+    others = (num_matches - 1) / np.maximum(num_ranked - 1, 1)
+    return harmonic / num_ranked * (1 - others) + others

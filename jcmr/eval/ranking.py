@@ -31,6 +31,8 @@ class Ranking(NamedTuple):
     map_at_r: Any
     average_precision: Any
     """Up to the depth of the sort only."""
+    num_ranked: Any
+    """Items of the gallery that were compared."""
 
 
 @partial(jax.jit, static_argnames=("num_top", "mesh"))
@@ -48,6 +50,7 @@ def top_of_block(
 def measure_block(
     scores: list[Array],
     matches: list[Array],
+    skips: list[Array],
     groups: tuple[Array, Array],
     i: int,
     num_inner: int,
@@ -56,13 +59,17 @@ def measure_block(
     drop_last: bool,
     mesh: Mesh,
 ) -> Ranking:
-    """Sorts outer tile i against all inner tiles (lists of [r, c]) and measures it, [v, r]."""
+    """Sorts outer tile i against all inner tiles (lists of [r, c]) and measures it, [v, r].
+
+    `skips` is empty where every pair is compared.
+    """
     scores_all = jnp.concatenate(scores, axis=1)
     match = jnp.concatenate(matches, axis=1)
+    skip = jnp.concatenate(skips, axis=1) if skips else False
     present = jnp.broadcast_to(jnp.arange(match.shape[1]) < num_inner, match.shape)
 
     def one_view(row_groups: Array, column_groups: Array) -> Ranking:
-        taken = inside(row_groups[None], column_groups[None])[0]
+        taken = inside(row_groups[None], column_groups[None])[0] & ~jnp.asarray(skip)
         if drop_last:
             taken &= ranks.without_last(scores_all, present)
         positive = match & taken
@@ -77,6 +84,7 @@ def measure_block(
             jnp.stack(at, axis=1) if cuts else jnp.zeros((len(number), 0), jnp.int32),
             ranks.map_at_r(hits, number),
             ranks.average_precision(hits, number),
+            taken.sum(1, dtype=jnp.int32),
         )
 
     columns = groups[1].reshape(len(groups[1]), -1)
@@ -124,12 +132,15 @@ def rank_sweep(
         for relation, most in relations.items():
             match, keys = galleries.matches[relation], (outer.keys[relation], inner.keys[relation])
             matches = [match_tile(match, flipped, mesh, *keys, i, j) for j in inner.tiles]
+            skip = galleries.skips.get(relation)
+            tiles = inner.tiles if skip else ()
+            skips = [match_tile(skip, flipped, mesh, *keys, i, j) for j in tiles]
             groups = outer.groups[relation], inner.groups[relation]
             # A power of two, so that splits of like size share a program.
             depth = min(1 << (max(most, *cuts, 1) - 1).bit_length(), width)
             drop = relation in drop_last
             found = measure_block(
-                scores, matches, groups, i, inner.size, depth, tuple(cuts), drop, mesh
+                scores, matches, skips, groups, i, inner.size, depth, tuple(cuts), drop, mesh
             )
             parts[relation].append(found)
             if relation == shown:

@@ -37,14 +37,23 @@ def save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The objective's terms in training, and the retrieval metrics on the dev split, by step."""
+def is_first_hit(name: str) -> bool:
+    """Whether a metric says how often the top item matches."""
+    return name.endswith(("hit@1", "r@1"))
+
+
+def draw_curves(
+    records: Sequence[Mapping[str, Any]],
+    path: Path,
+    wanted: Callable[[str], bool] = is_first_hit,
+) -> None:
+    """The objective in training, and the first wanted metrics on the dev split, by step."""
     train = [r for r in records if r["split"] == "train"]
     dev = [r for r in records if r["split"] == "dev"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color=BLUE)
     left.set(title="training objective", xlabel="step", yscale="log")
-    names = [n for n in dev[0] if n.endswith(("hit@1", "r@1"))] if dev else []
+    names = [n for n in dev[0] if wanted(n)] if dev else []
     exact = [n for n in names if n.endswith("/hit@1")]
     for name, colour in zip(exact or names, (BLUE, ORANGE, GREEN, RED)):
         right.plot([r["step"] for r in dev], [r[name] for r in dev], "o-", ms=3, label=name)

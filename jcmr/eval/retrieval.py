@@ -12,11 +12,15 @@ What a relation is called decides what is measured; `{split}/{i2t or t2i}/` come
   out of queries and galleries.
 - any other, such as `eccv` or `cxc`: as `class`, with the relation's name in front: eccv_map@r.
 
+A split of one gallery is searched with its own items, in one direction ("i2i"). Beside `class`,
+embeddings with `logits` give `{split}/{modality}/accuracy`.
+
 Queries without a match are left out, and where split.extras["queries"] has a relation (bool of each
 row and of each column), so are others. Units and ties: see `metrics` and `ops.ranks`.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +28,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jcmr.core import parallel
-from jcmr.core.types import RetrievalSplit, Task, Variables
+from jcmr.core.types import Embedding, RandomAccess, RetrievalSplit, Task, Variables
 from jcmr.eval import metrics
+from jcmr.eval.classification import accuracy, labels_of, logits_of, mean_by_class
 from jcmr.eval.counting import count_matches, count_sweep
 from jcmr.eval.embed import Prepare, embed
 from jcmr.eval.ranking import Ranking, rank_sweep
@@ -52,9 +57,14 @@ class Options(NamedTuple):
     """How many of the best of each query are kept for the report."""
     vague_matches: int = 100
     full_map: bool = False
-    """Also `map`, over the whole ranking, which must then be sorted whole."""
+    """Also `map`, over the whole ranking, which must then be sorted whole, and `map_chance`, what
+    a random order is expected to reach."""
     official_pmrp: bool = False
     """Ranks for PMRP without each query's last item, as the official code does by mistake."""
+
+
+Embedded = dict[tuple[str, int], Embedding]
+"""(modality, identity of the items) -> their embedding by one set of variables."""
 
 
 class Results(NamedTuple):
@@ -72,6 +82,10 @@ class Results(NamedTuple):
     """modality -> int [n], how many match each item by that relation."""
     uncertainty: dict[str, np.ndarray]
     """modality -> [n], for systems that have one."""
+    embedding: dict[str, Embedding]
+    """modality -> embedding of its items, leaves [n, ...]."""
+    map_by_class: dict[str, dict[int, float]]
+    """direction -> label of the query -> mean `map`, with `full_map` and a relation `class`."""
 
 
 def read_options(cfg: Mapping[str, Any]) -> Options:
@@ -110,6 +124,12 @@ def pick_relations(split: RetrievalSplit, wanted: Sequence[str]) -> tuple[str, .
     return tuple(wanted or split.relevance)
 
 
+def sides_of(split: RetrievalSplit) -> list[tuple[str, RandomAccess]]:
+    """(modality, items) of the queries and of the gallery; one gallery is both."""
+    sides = [*split.items.items()]
+    return sides * 2 if len(sides) == 1 else sides
+
+
 def views_of(
     split: RetrievalSplit, relations: Sequence[str]
 ) -> tuple[tuple[str, ...], list[dict[str, list[np.ndarray]]]]:
@@ -118,7 +138,7 @@ def views_of(
     Raises:
       ValueError: folds or masks that do not fit the items.
     """
-    sizes = [len(items) for items in split.items.values()]
+    sizes = [len(items) for _, items in sides_of(split)]
     whole = {split.name: tuple(np.zeros(size, np.int32) for size in sizes)}
     protocols = split.extras.get("protocols", whole)
     annotated = split.extras.get("annotated", tuple(np.ones(size, bool) for size in sizes))
@@ -144,6 +164,8 @@ def ranked_values(ranking: Ranking, q: np.ndarray, options: Options) -> metrics.
     values["map@r"] = float(np.mean(ranking.map_at_r[q], dtype=np.float64))
     if options.full_map:
         values["map"] = float(np.mean(ranking.average_precision[q], dtype=np.float64))
+        chance = metrics.chance_map(ranking.num_matches[q], ranking.num_ranked[q])
+        values["map_chance"] = float(np.mean(chance))
     return values
 
 
@@ -193,7 +215,11 @@ def direction_values(
         count = metrics.hit_values if relation == "exact" else metrics.recall_values
         add(relation, prefix, lambda q, c=counts, count=count: count(c.rank[q], options.ks))
         if relation in ranked:
-            add(relation, prefix, lambda q, r=ranked[relation]: ranked_values(r, q, options))
+            add(
+                relation,
+                prefix,
+                lambda q, r=ranked[relation]: ranked_values(r, q, options),
+            )
     if set(PLAUSIBLE) <= set(counted):
         add("pm2", "", lambda q: plausible_values(ranked, q))
     if {"own", "exact"} <= set(counted):
@@ -210,7 +236,7 @@ def vague_share(top: Top, num_matches: np.ndarray, threshold: int) -> float:
 
 
 def sweep(
-    galleries: Galleries, relations: Sequence[str], shown: str, options: Options
+    galleries: Galleries, relations: Sequence[str], shown: str, options: Options, num_sides: int
 ) -> tuple[list[dict[str, Counts]], list[dict[str, Ranking]], Sequence[Top]]:
     """Scores everything as seldom as the relations allow.
 
@@ -218,16 +244,17 @@ def sweep(
     relations take one sweep a direction, in which `own` is counted too.
 
     Returns:
-      (relation -> counts, relation -> ranking, best items), each for rows and for columns.
+      (relation -> counts, relation -> ranking, best items), each for rows and, with two sides, for
+      columns.
     """
-    if set(relations) == {"own"}:
+    if set(relations) == {"own"} and not galleries.skips:
         own, tops = count_sweep(galleries, "own", options.num_top)
         return [{"own": counts} for counts in own], [{}, {}], tops
     most = {name: count_matches(galleries, name)[0] for name in relations}
     sizes = galleries.columns.size, galleries.rows.size
     drop_last = PLAUSIBLE if options.official_pmrp else ()
     counts, rankings, tops = [], [], []
-    for side in (0, 1):
+    for side in range(num_sides):
         depth = {name: int(number[side].max()) for name, number in most.items()}
         if options.full_map:
             depth = dict.fromkeys(relations, sizes[side])
@@ -243,18 +270,19 @@ def sweep(
 
 def make_evaluator(
     task: Task, split: RetrievalSplit, cfg: Mapping[str, Any], prepare: Prepare, mesh: Mesh
-) -> Callable[[Variables], Results]:
+) -> Callable[..., Results]:
     """Builds `evaluate(variables)`, which measures all that the relations of `split` allow.
 
-    What is measured is listed at the top of this file. Calls share their compiled programs.
+    What is measured is listed at the top of this file. Calls share their compiled programs, and
+    evaluators that are called with the same dict as `embedded` share embeddings of the same items.
 
     Args:
       task: the system.
-      split: two galleries. extras["protocols"] (name -> fold of each row and of each column, int,
-        negative takes no part) replaces the one protocol of all items, which is named after the
-        split; metrics of several folds are averaged. extras["annotated"] (bool of each row and of
-        each column) says who has category vectors, extras["queries"] (relation -> the same) whose
-        matches are all known.
+      split: one or two galleries. extras["protocols"] (name -> fold of each row and of each
+        column, int, negative takes no part) replaces the one protocol of all items, which is named
+        after the split; metrics of several folds are averaged. extras["annotated"] (bool of each
+        row and of each column) says who has category vectors, extras["queries"] (relation -> the
+        same) whose matches are all known.
       cfg: config.eval, see `Options`.
       prepare: from stored items to inputs.
       mesh: devices.
@@ -266,27 +294,36 @@ def make_evaluator(
     relations = pick_relations(split, options.relations)
     protocols, groups = views_of(split, relations)
     queries = split.extras.get("queries", {})
-    names = list(split.items)
-    directions = (f"{names[0][0]}2{names[1][0]}", f"{names[1][0]}2{names[0][0]}")
+    sides = sides_of(split)
+    num_sides = len(split.items)
+    names = [name for name, _ in sides][:num_sides]
+    letters = [name[0] for name, _ in sides]
+    directions = (f"{letters[0]}2{letters[1]}", f"{letters[1]}2{letters[0]}")[:num_sides]
     matches = {name: split.relevance[name].match for name in relations}
     keys = (
         {name: split.relevance[name].rows for name in relations},
         {name: split.relevance[name].columns for name in relations},
     )
+    skips = {n: skip for n in relations if (skip := split.relevance[n].skip) is not None}
     shown = next((name for name in ("exact", "class") if name in relations), relations[0])
 
-    def evaluate(variables: Variables) -> Results:
+    def evaluate(variables: Variables, embedded: Embedded | None = None) -> Results:
         variables = parallel.replicate(variables, mesh)
-        embeddings = [
-            embed(task, variables, items, name, options.batch_size, prepare, mesh)
-            for name, items in split.items.items()
-        ]
+        embedded = {} if embedded is None else embedded
+        embeddings = []
+        for name, items in sides:
+            key = name, id(items)
+            if key not in embedded:
+                embedded[key] = embed(
+                    task, variables, items, name, options.batch_size, prepare, mesh
+                )
+            embeddings.append(embedded[key])
         rows, columns = (
             make_side(embeddings[side], groups[side], keys[side], options.tile[side], mesh)
             for side in (0, 1)
         )
-        galleries = Galleries(task.score, variables, rows, columns, matches, mesh)
-        counts, rankings, tops = sweep(galleries, relations, shown, options)
+        galleries = Galleries(task.score, variables, rows, columns, matches, mesh, skips)
+        counts, rankings, tops = sweep(galleries, relations, shown, options, num_sides)
         values: metrics.Values = {}
         for side, direction in enumerate(directions):
             for view, protocol in enumerate(protocols):
@@ -303,7 +340,7 @@ def make_evaluator(
             if all(name in values for name in both):
                 values[f"{protocol}/rsum"] = sum(values[name] for name in both)
         if "exact" in relations:
-            matching = counts[1]["exact"].num_matches[0]
+            matching = counts[-1]["exact"].num_matches[0]
             vague = vague_share(tops[0], matching, options.vague_matches)
             values[f"{protocols[0]}/{directions[0]}/vague_top1"] = vague
         shown_counts = [each[shown] for each in counts]
@@ -315,6 +352,14 @@ def make_evaluator(
                 matching = shown_counts[side].num_matches[0]
                 values[f"{split.name}/{name}/log_var"] = float(found.mean())
                 values[f"{split.name}/{name}/uncertainty_vs_matches"] = spearman(found, matching)
+        by_class = {}
+        for side, name in enumerate(names):
+            labels, logits = labels_of(split, side), logits_of(embeddings[side])
+            if labels is not None and logits is not None:
+                values[f"{split.name}/{name}/accuracy"] = accuracy(logits, labels)
+            if labels is not None and options.full_map and "class" in rankings[side]:
+                found = rankings[side]["class"].average_precision[0]
+                by_class[directions[side]] = mean_by_class(found, labels)
         return Results(
             metrics=values,
             top={direction: top.ids for direction, top in zip(directions, tops)},
@@ -322,6 +367,25 @@ def make_evaluator(
             first_hit={d: counts.rank[0] for d, counts in zip(directions, shown_counts)},
             num_matches={name: c.num_matches[0] for name, c in zip(names, shown_counts)},
             uncertainty=uncertainty,
+            embedding=dict(zip(names, embeddings)),
+            map_by_class=by_class,
         )
 
     return evaluate
+
+
+def merge_metrics(splits: Sequence[RetrievalSplit], results: Sequence[Results]) -> metrics.Values:
+    """The metrics of all splits, and the means over directions of splits that share a name.
+
+    Those are `{split}/map` and `{split}/map_chance`, over all directions of all of its pairs.
+    """
+    values = {name: value for each in results for name, value in each.metrics.items()}
+    names = [split.name for split in splits]
+    for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+        for metric in ("map", "map_chance"):
+            pattern = re.compile(rf"{re.escape(name)}/\w2\w/{metric}")
+            each = [value for n, value in values.items() if pattern.fullmatch(n)]
+            if each:
+                values[f"{name}/{metric}"] = float(np.mean(each))
+        values.pop(f"{name}/rsum", None)  # that of one pair alone
+    return values

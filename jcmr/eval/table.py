@@ -1,11 +1,15 @@
 """Metrics as a table for the terminal."""
 
+import re
 from collections.abc import Mapping
+
+DIRECTION = re.compile(r"[a-z]2[a-z]")
 
 
 def metrics_table(values: Mapping[str, float]) -> str:
     """One line per metric, the two directions beside each other: `prefix/direction/metric`."""
-    directions = sorted({n.split("/")[-2] for n in values if "2" in n.split("/")[-2:][0]})
+    parents = {n.split("/")[-2:][0] for n in values}
+    directions = sorted(parent for parent in parents if DIRECTION.fullmatch(parent))
     rows: dict[str, dict[str, float]] = {}
     rest: dict[str, float] = {}
     for name, value in values.items():

@@ -130,6 +130,8 @@ class Galleries(NamedTuple):
     matches: Mapping[str, Callable[[Array, Array], Array]]
     """relation -> `Relevance.match`."""
     mesh: Mesh
+    skips: Mapping[str, Callable[[Array, Array], Array]] = {}
+    """relation -> `Relevance.skip`, where it has one."""
 
     def scores(self, i: int, j: int) -> Array:
         """Of row tile i and column tile j."""

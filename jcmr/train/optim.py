@@ -43,6 +43,8 @@ class StageConfig:
     no_clip: tuple[str, ...] = ()
     """Patterns of parameters whose gradients are left out of the norm and are not clipped."""
     no_decay: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    """Patterns of parameters that follow their gradient alone: no momentum, adaption or decay."""
     lr_scales: tuple[tuple[str, float], ...] = ()
     """(pattern, factor of the learning rate)."""
 
@@ -148,7 +150,8 @@ def make_optimizer(
     if config.clip_norm:
         clip = optax.clip_by_global_norm(config.clip_norm)
         parts.append(optax.masked(clip, without(params, config.no_clip)))
-    parts.append(direction(config, params))
+    step = direction(config, params)
+    parts.append(optax.masked(step, without(params, config.plain)) if config.plain else step)
     parts.append(optax.scale_by_learning_rate(make_schedule(config, num_steps, steps_per_epoch)))
     for pattern, factor in config.lr_scales:
         make_mask(params, [pattern])

@@ -6,22 +6,15 @@ decides their content.
 
 import dataclasses
 import functools
-import hashlib
-import itertools
-import multiprocessing
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jax import numpy as jnp
 
 from jcmr.core.types import RetrievalSplit, by_matrix, same_id
+from jcmr.data.cache import cache_folder, load_or_make, make_in_chunks
 from jcmr.data.options import unpack
 from jcmr.data.records import Arrays
 from jcmr.data.scenes.captions import CAPTIONS_PER_SCENE, all_words, sample_caption
@@ -93,7 +86,7 @@ def make_scene(seed: int, stream: int, index: int, look: Preset) -> Scene:
     return sample_scene(generator(seed, stream, index), look.max_objects)
 
 
-def make_items(seed: int, stream: int, first: int, last: int, look: Preset, max_words: int):
+def make_items(first: int, last: int, seed: int, stream: int, look: Preset, max_words: int):
     """Items first..last as arrays: image, text, scene_code, caption_code."""
     num, objects = last - first, look.max_objects
     images = np.empty((num, look.image_size, look.image_size, 3), np.uint8)
@@ -118,50 +111,17 @@ def make_items(seed: int, stream: int, first: int, last: int, look: Preset, max_
     }
 
 
-def make_all(seed: int, stream: int, num: int, look: Preset, max_words: int, workers: int):
-    """Items 0..num, drawn by `workers` processes; the same whatever their number."""
-    starts = range(0, num, CHUNK)
-    args = [(seed, stream, i, min(i + CHUNK, num), look, max_words) for i in starts]
-    if workers <= 1 or len(args) < 4:
-        parts: list[dict[str, np.ndarray]] = list(itertools.starmap(make_items, args))
-    else:
-        # JAX runs threads: a forked child could inherit a lock that nobody will release.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            parts = list(pool.map(make_items, *zip(*args)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def cache_folder(options: ScenesOptions) -> Path:
-    """Where drawn images are kept."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(options.cache_dir) if options.cache_dir else home / "jcmr" / "scenes"
-
-
 def load_items(split: str, num: int, options: Options) -> dict[str, np.ndarray]:
     """The items of a split from the cache, drawn first where they are not in it."""
     scenes, look = options
-    key = repr((VERSION, scenes.seed, split, num, scenes.max_words, look))
-    name = f"{scenes.preset}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
-    path = cache_folder(scenes) / name
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {column: file[column] for column in file.files}
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a damaged file fails in many ways; drawing anew mends them all
-        logging.warning("%s is damaged (%s); drawing the scenes again.", path, error)
-    began = time.monotonic()
-    items = make_all(
-        scenes.seed, STREAMS[split], num, look, scenes.max_words, scenes.render_workers
+    arguments = scenes.seed, STREAMS[split], look, scenes.max_words
+    return load_or_make(
+        cache_folder("scenes", scenes.cache_dir),
+        f"{scenes.preset}-{split}",
+        (VERSION, scenes.seed, split, num, scenes.max_words, look),
+        f"{num} {split} scenes",
+        lambda: make_in_chunks(make_items, arguments, num, scenes.render_workers, CHUNK),
     )
-    logging.info("drew %d %s scenes in %.0f s", num, split, time.monotonic() - began)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **items)
-    partial.replace(path)
-    return items
 
 
 class Scenes:

@@ -1,11 +1,25 @@
 """Batch normalisation as in torch, over the batch of all devices."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
 from jcmr.core import parallel
 from jcmr.core.types import Array
+
+
+class Moments(NamedTuple):
+    """What a batch says of the values to normalise, on this device."""
+
+    first: Array
+    """[c], mean of x - shift."""
+    second: Array
+    """[c], mean of (x - shift)^2."""
+    count: int
+    """Values per channel that the means are over."""
 
 
 class BatchNorm(nn.Module):
@@ -21,30 +35,55 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False, axis: str | None = None) -> Array:
         """[..., c] -> [..., c] in the dtype of x; `train` uses and records batch statistics."""
-        width = x.shape[-1]
+
+        def moments(shift: Array) -> Moments:
+            others = tuple(range(x.ndim - 1))
+            centred = x.astype(jnp.promote_types(x.dtype, jnp.float32)) - shift
+            count = x.size // x.shape[-1]
+            return Moments(centred.mean(others), (centred * centred).mean(others), count)
+
+        factor, offset = self.affine(self.weights(x.shape[-1]), moments, train, axis)
+        return (x * factor + offset).astype(x.dtype)
+
+    def weights(self, width: int) -> tuple[Array, Array]:
+        """The learned (scale, bias), each [c]."""
         scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
+        return scale, self.param("bias", nn.initializers.zeros, (width,))
+
+    def affine(
+        self,
+        weights: tuple[Array, Array],
+        moments: Callable[[Array], Moments],
+        train: bool,
+        axis: str | None,
+    ) -> tuple[Array, Array]:
+        """(factor, offset), each [c]: x * factor + offset is normalised; records statistics.
+
+        Args:
+          weights: from `weights`.
+          moments: called in training with a shift [c] near the mean, which keeps
+            E[x^2] - E[x]^2 from cancelling.
+          train: use and record batch statistics.
+          axis: device axis over which the batch is shared.
+        """
+        scale, bias = weights
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, scale.shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, scale.shape)
         mean, var = running_mean.value, running_var.value
         if train:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            others = tuple(range(x.ndim - 1))
-            # One pass and one collective; the shift keeps E[x^2] - E[x]^2 from cancelling.
             shift = lax.stop_gradient(mean)
-            centred = wide - shift
-            moments = jnp.stack([centred.mean(others), (centred * centred).mean(others)])
-            first, second = parallel.pmean(moments, axis)
+            found = moments(shift)
+            # One pass and one collective.
+            first, second = parallel.pmean(jnp.stack([found.first, found.second]), axis)
             mean, var = first + shift, jnp.maximum(second - first * first, 0.0)
             if not self.is_initializing():
-                size = (x.size // width) * (1 if axis is None else lax.axis_size(axis))
+                size = found.count * (1 if axis is None else lax.axis_size(axis))
                 unbiased = var * (size / max(size - 1, 1))
                 keep = 1.0 - self.momentum
                 running_mean.value = keep * running_mean.value + self.momentum * mean
                 running_var.value = keep * running_var.value + self.momentum * unbiased
         factor = scale * lax.rsqrt(var + self.eps)
-        offset = bias - mean * factor
-        return (x * factor + offset).astype(x.dtype)
+        return factor, bias - mean * factor
 
 
 def unit_length(x: Array) -> Array:
