@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables
 from jcmr.core.weights import load_weights
-from jcmr.data import image, loader
+from jcmr.data import image, loader, word_graph
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
@@ -53,7 +53,10 @@ def build(config: Config) -> tuple[Source, Task]:
                 f"0 to take it from the data, or point config.data at the data it was made for."
             )
         config.model[name] = size
-    return source, importlib.import_module(f"jcmr.models.{config.task}").make(config.model)
+    module = importlib.import_module(f"jcmr.models.{config.task}")
+    if "graph" in config.model:
+        return source, module.make(config.model, word_graph.build(source, config.model.graph))
+    return source, module.make(config.model)
 
 
 def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:

@@ -143,20 +143,20 @@ def graph_pattern(
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     images, texts = images.astype(dtype), texts.astype(dtype)
     rows, num_reps, _ = images.shape
-    real = parallel.varying(jnp.ones(rows, bool), axis) if real is None else real
-    all_images, all_texts, all_real = parallel.all_gather((images, texts, real), axis)
+    mask = parallel.varying(jnp.ones(rows, bool), axis) if real is None else real
+    all_images, all_texts, all_real = parallel.all_gather((images, texts, mask), axis)
 
     @jax.checkpoint
     def sums_of(anchor: Anchor) -> dict[str, Array]:
         return anchor_sums(anchor, all_images, all_texts, all_real, margins, hard)
 
     places = parallel.first_row(rows, axis) + jnp.arange(rows)
-    anchors = Anchor(images, texts, places, real)
+    anchors = Anchor(images, texts, places, mask)
     if rows > block:
         each = lax.map(sums_of, anchors, batch_size=block)
     else:
         each = jax.vmap(sums_of)(anchors)
-    own = jnp.sum(real, dtype=dtype)
+    own = jnp.sum(mask, dtype=dtype)
     total = jnp.sum(all_real, dtype=dtype)
     edges = num_reps**2
     counts = {

@@ -6,7 +6,7 @@ signal on its vertices. jraph is archived upstream: only what works on today's J
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ import scipy.sparse
 from jcmr.core.dtypes import HIGHEST
 from jcmr.core.types import Array
 
-Graph: TypeAlias = Any if TYPE_CHECKING else jraph.GraphsTuple
+if TYPE_CHECKING:
+    Graph = Any
+else:
+    Graph = jraph.GraphsTuple
 """Edges [e] are weights, sorted by receiver; a graph of words has both directions of each edge."""
 BLOCK = 1024
 """Rows of similarities held at a time."""
@@ -45,21 +48,22 @@ def make_graph(
         raise ValueError(f"An edge names vertex {bad}; the graph has 0 to {num_nodes - 1}.")
     _, first = np.unique(receivers * num_nodes + senders, return_index=True)
     weights = np.ones(len(senders)) if weights is None else np.asarray(weights)
-    return Graph(
+    sizes: Any = np.asarray([num_nodes], np.int32), np.asarray([len(first)], np.int32)
+    return jraph.GraphsTuple(
         nodes=None,
         edges=weights[first].astype(dtype),
         receivers=receivers[first].astype(np.int32),
         senders=senders[first].astype(np.int32),
         globals=None,
-        n_node=np.asarray([num_nodes], np.int32),
-        n_edge=np.asarray([len(first)], np.int32),
+        n_node=sizes[0],
+        n_edge=sizes[1],
     )
 
 
 def from_arrays(senders: Array, receivers: Array, weights: Array, num_nodes: int) -> Graph:
     """The graph of edges that `make_graph` has put in order, also inside jit."""
     sizes = jnp.asarray([num_nodes]), jnp.asarray([len(senders)])
-    return Graph(None, weights, receivers, senders, None, *sizes)
+    return jraph.GraphsTuple(None, weights, receivers, senders, None, *sizes)
 
 
 def num_vertices(graph: Graph) -> int:
@@ -115,7 +119,7 @@ def cooccurrence_pairs(counts: Any, min_documents: int) -> np.ndarray:
       counts: [n, v], dense or sparse; what is not 0 occurs.
       min_documents: at least 1.
     """
-    occurs = (scipy.sparse.csr_matrix(counts) != 0).astype(np.float64)
+    occurs: Any = scipy.sparse.csr_matrix(counts).astype(bool).astype(np.float64)
     together = scipy.sparse.triu(occurs.T @ occurs, k=1).tocoo()
     enough = together.data >= min_documents
     return np.stack([together.row[enough], together.col[enough]], axis=1)
@@ -223,7 +227,7 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     itself, so nothing of it reaches a real vertex, and edges stay sorted.
     """
     batch = jraph.batch_np(graphs)
-    sizes = num_vertices(batch) + 1, len(batch.edges) + 1, len(graphs) + 1
+    sizes = num_vertices(batch) + 1, int(sum(batch.n_edge)) + 1, len(graphs) + 1
     return jraph.pad_with_graphs(batch, *map(next_power, sizes))
 
 
