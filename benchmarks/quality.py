@@ -31,6 +31,13 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("deterministic twin", "configs/pcme_scenes.py:deterministic"),
     ),
     "pcme_flickr8k": (Row("PCME", "configs/pcme_flickr8k.py"),),
+    "gpldan_scenes": (
+        Row("GPLDAN", "configs/gpldan_scenes.py"),
+        Row("without interaction", "configs/gpldan_scenes.py:no_interaction"),
+        Row("without graph pattern loss", "configs/gpldan_scenes.py:no_pattern"),
+        Row("without modality classifier", "configs/gpldan_scenes.py:no_classifier"),
+        Row("PVSE", "configs/pvse_scenes.py"),
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from jcmr.data import image, loader, word_graph
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
-from jcmr.eval import report, retrieval, table
+from jcmr.eval import graph_report, report, retrieval, table
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import RunLog, clock, read_records, write_json
@@ -242,6 +242,7 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     results = make_evaluate(task, split, config, mesh)(variables)
     write_json(workdir / "results.json", {"step": step, **results.metrics})
     report.draw(workdir / "report", read_records(workdir / "metrics.jsonl"), split, results)
+    graph_report.draw_run(workdir / "report", config, variables, split, source)
     print(f"\n{config.task} at step {step} on {split.name}, {workdir / 'results.json'}\n")
     print(table.metrics_table(results.metrics))
     print(f"\nPictures: {workdir / 'report'}")

@@ -197,6 +197,8 @@ def test_configs_train_and_evaluate(name, file, tmp_path, monkeypatch):
     launch.run_train(config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert np.isfinite(results[CONFIGS[name]])
+    drawn = {path.stem for path in (tmp_path / "run" / "report").glob("*.png")}
+    assert drawn >= ({"words"} if config.task == "gcn_text" else {"distances", "attention"})
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["config"]["task"] == config.task
 

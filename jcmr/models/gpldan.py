@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jcmr.core import parallel
 from jcmr.core.dtypes import HIGHEST
@@ -23,6 +22,7 @@ from jcmr.losses import pvse
 from jcmr.losses.graph_pattern import WEIGHTS, Margins, graph_pattern
 from jcmr.models.encoders.compact import CompactNet
 from jcmr.models.encoders.gru import BiGRU, read_out
+from jcmr.models.encoders.norm import unit_length
 from jcmr.models.encoders.pie import dropout
 from jcmr.models.encoders.projector import Projected, Projector, Tokens
 from jcmr.models.options import read_model_config
@@ -59,6 +59,11 @@ class Config:
     fuse_weight: float = 1.0
     """Of the contrast of fused representations (InfoNCE)."""
     temperature: float = 0.1
+    neighbour_share: float = 0.0
+    """Share of the contrast's target that is spread over the batch by how alike the raw texts are:
+    without labels, the nearest thing to items of one class. For text "features" alone."""
+    neighbour_temperature: float = 0.1
+    """Of the softmax over cosines of raw texts."""
     margin: float = 0.1
     """PVSE's ranking margin."""
     diversity_weight: float = 0.1
@@ -89,6 +94,10 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
                 raise ValueError(
                     f"config.model.{option} has no {name!r}; it can hold {', '.join(known)}."
                 )
+    if config.neighbour_share and config.text != "features":
+        raise ValueError(
+            "config.model.neighbour_share compares raw text features; set it to 0 for word ids."
+        )
     return config
 
 
@@ -192,14 +201,27 @@ class Sides(NamedTuple):
     text: Projected
     id: Array
     """[b], of the image."""
+    words: Array
+    """[b, t], the text as it came."""
 
 
-def contrast(query: Array, items: Array, own: Array, again: Array, temperature: float) -> Term:
-    """InfoNCE of rows [b, d] against all columns [n, d]; pairs `again` [b, n] are left out."""
+def contrast(query: Array, items: Array, targets: Array, valid: Array, temperature: float) -> Term:
+    """Cross-entropy of rows [b, d] against all columns [n, d] (InfoNCE), targets [b, n]."""
     logits = jnp.matmul(query, items.T, precision=HIGHEST) / temperature
-    logits = jnp.where(again, -jnp.inf, logits)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, own)
-    return Term(jnp.sum(losses), len(losses))
+    log_share = jax.nn.log_softmax(jnp.where(valid, logits, -jnp.inf))
+    return Term(-jnp.sum(jnp.where(valid, targets * log_share, 0.0)), len(logits))
+
+
+def contrast_targets(
+    own: Array, valid: Array, words: Array, all_words: Array, cfg: Config
+) -> Array:
+    """What the contrast aims at, [b, n]: the own pair, and partly its neighbours by raw text."""
+    targets = own.astype(jnp.float32)
+    if not cfg.neighbour_share:
+        return targets
+    alike = jnp.matmul(unit_length(words), unit_length(all_words).T, precision=HIGHEST)
+    alike = jnp.where(valid, alike / cfg.neighbour_temperature, -jnp.inf)
+    return (1 - cfg.neighbour_share) * targets + cfg.neighbour_share * jax.nn.softmax(alike)
 
 
 def gpldan_terms(model: GPLDAN, variables: Variables, here: Sides, axis: str | None) -> Terms:
@@ -219,35 +241,32 @@ def gpldan_terms(model: GPLDAN, variables: Variables, here: Sides, axis: str | N
             count += logits[..., 0].size
         terms["modality"] = Term(total, count, cfg.classifier_weight)
     if cfg.fuse_weight:
-        everywhere = parallel.all_gather(Fused(here.image.fused, here.text.fused, here.id), axis)
-        rows = parallel.first_row(len(here.id), axis) + jnp.arange(len(here.id))
-        again = (here.id[:, None] == everywhere.id) & (
-            rows[:, None] != jnp.arange(len(everywhere.id))
+        images, texts, ids, words = parallel.all_gather(
+            (here.image.fused, here.text.fused, here.id, here.words), axis
         )
+        own, valid = own_pairs(here.id, ids, axis)
+        targets = contrast_targets(own, valid, here.words, words, cfg)
         for name, query, items in (
-            ("image_to_text", here.image.fused, everywhere.text),
-            ("text_to_image", here.text.fused, everywhere.image),
+            ("image_to_text", here.image.fused, texts),
+            ("text_to_image", here.text.fused, images),
         ):
-            term = contrast(query, items, rows, again, cfg.temperature)
+            term = contrast(query, items, targets, valid, cfg.temperature)
             terms[name] = term._replace(weight=cfg.fuse_weight)
     return terms
 
 
-class Fused(NamedTuple):
-    """What the contrast compares."""
-
-    image: Array
-    text: Array
-    id: Array
+def own_pairs(ids: Array, all_ids: Array, axis: str | None) -> tuple[Array, Array]:
+    """Which pairs [b, n] belong together, and which count: not those of one image seen twice."""
+    rows = parallel.first_row(len(ids), axis) + jnp.arange(len(ids))
+    own = rows[:, None] == jnp.arange(len(all_ids))
+    return own, own | (ids[:, None] != all_ids)
 
 
 def pvse_terms(here: Sides, cfg: Config, axis: str | None) -> Terms:
     """Ranking by the best pair of representations, diversity and MMD."""
     x, y = here.image.reps, here.text.reps
     all_x, all_y, ids = parallel.all_gather((x, y, here.id), axis)
-    rows = parallel.first_row(len(x), axis) + jnp.arange(len(x))
-    own = rows[:, None] == jnp.arange(len(all_x))
-    valid = own | (here.id[:, None] != ids)
+    own, valid = own_pairs(here.id, ids, axis)
     flat = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     to_text, to_image = pvse.mil_scores(x, all_y), pvse.mil_scores(all_x, y).T
     terms = {
@@ -286,7 +305,7 @@ def make(cfg: Mapping[str, Any]) -> Task:
         )
         text_keys = parallel.example_keys(text_key, rows, axis)
         text: Any = model.apply(variables, batch["text"], text_keys, method="embed_text")
-        here = Sides(image, text, batch["id"])
+        here = Sides(image, text, batch["id"], batch["text"])
         if config.method == "pvse":
             return pvse_terms(here, config, axis), mutables
         return gpldan_terms(model, variables, here, axis), mutables
