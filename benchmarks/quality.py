@@ -44,6 +44,13 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("CE + center", "configs/center3d_shapes.py:ce_center"),
         Row("CE + center + MSE", "configs/center3d_shapes.py"),
     ),
+    "gpldan_scenes": (
+        Row("GPLDAN", "configs/gpldan_scenes.py"),
+        Row("without interaction", "configs/gpldan_scenes.py:no_interaction"),
+        Row("without graph pattern loss", "configs/gpldan_scenes.py:no_pattern"),
+        Row("without modality classifier", "configs/gpldan_scenes.py:no_classifier"),
+        Row("PVSE", "configs/pvse_scenes.py"),
+    ),
 }
 
 

@@ -47,6 +47,22 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
         }
         | {"RSUM": "test/rsum"},
     ),
+    "wikipedia": (
+        "Wikipedia image-text features: 2,173 training and 693 test pairs, class mAP over the full "
+        "ranking, gallery: the test items of the other modality",
+        {"i2t": "i2t/map", "t2i": "t2i/map", "mean": "map", "cross-validated": "cv"},
+    ),
+    "gpldan_scenes": (
+        "GPLDAN and PVSE on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
+        {
+            "hit@1 t2i": "test/t2i/hit@1",
+            "hit@1 i2t": "test/i2t/hit@1",
+            "R-P t2i": "test/t2i/r_precision",
+            "R-P i2t": "test/i2t/r_precision",
+            "R@1 t2i": "test/t2i/r@1",
+            "R@1 i2t": "test/i2t/r@1",
+        },
+    ),
 }
 
 
@@ -97,6 +113,28 @@ def quality_section(experiment: str, records: Sequence[Mapping[str, Any]]) -> st
     return f"### {title}\n\n{body}\n\n{provenance(list(newest.values()))}"
 
 
+def graph_section(records: Sequence[Mapping[str, Any]]) -> str:
+    """Time and bytes of propagation, the newest record of each case and layout."""
+    title = (
+        "### Chebyshev propagation over a vocabulary, value and gradient; the graph pattern loss"
+    )
+    newest = {(r["case"], r["layout"]): r for r in records}
+    if not newest:
+        return f"{title}\n\nNot measured yet."
+    rows = [
+        [
+            case,
+            layout,
+            f"{r['median_ms']:.1f}" if "median_ms" in r else "-",
+            f"{r['graph_bytes'] / 1e6:.1f}" if "graph_bytes" in r else "-",
+            f"{r['temp_bytes'] / 1e6:.1f}",
+        ]
+        for (case, layout), r in newest.items()
+    ]
+    body = table(["case", "layout", "median ms", "graph MB", "temporaries MB"], rows)
+    return f"{title}\n\n{body}\n\n{provenance(list(newest.values()))}"
+
+
 def main() -> None:
     """Writes the page."""
     quality = record.read("quality")
@@ -107,6 +145,8 @@ def main() -> None:
         "is typed by hand. ± is the standard deviation over seeds.",
         "## Retrieval quality",
         *sections,
+        "## Graphs",
+        graph_section(record.read("graph")),
     ]
     OUT.write_text("\n\n".join(page) + "\n")
     print(f"wrote {OUT}")

@@ -21,12 +21,20 @@ from ml_collections import ConfigDict, config_flags
 from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.core.weights import load_weights
-from jcmr.data import augment, loader
+from jcmr.data import augment, loader, word_graph
 from jcmr.data.glove import load_glove
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
-from jcmr.eval import attention_report, ensemble, report, report_objects, retrieval, table
+from jcmr.eval import (
+    attention_report,
+    ensemble,
+    graph_report,
+    report,
+    report_objects,
+    retrieval,
+    table,
+)
 from jcmr.eval.occlusion import measure_occlusion
 from jcmr.train import linear_start, loop, optim
 from jcmr.train.checkpoint import Checkpoints
@@ -56,7 +64,10 @@ def build(config: Config) -> tuple[Source, Task]:
                 f"0 to take it from the data, or point config.data at the data it was made for."
             )
         config.model[name] = size
-    return source, importlib.import_module(f"jcmr.models.{config.task}").make(config.model)
+    module = importlib.import_module(f"jcmr.models.{config.task}")
+    if "graph" in config.model:
+        return source, module.make(config.model, word_graph.build(source, config.model.graph))
+    return source, module.make(config.model)
 
 
 def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:
@@ -353,6 +364,7 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     else:
         report.draw(folder, records, first, results[0], occlusion)
         draw_attention(config, folder, source, task, variables, first, results[0])
+        graph_report.draw_run(folder, config, variables, first, source)
     print(f"\n{config.task} at step {step} on {first.name}, {workdir / 'results.json'}\n")
     print(table.metrics_table(metrics))
     print(f"\nPictures: {folder}")

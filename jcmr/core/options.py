@@ -9,7 +9,11 @@ Options = TypeVar("Options")
 
 
 def make_options(
-    kind: type[Options], cfg: Mapping[str, Any], choices: Mapping[str, Sequence[str]], system: str
+    kind: type[Options],
+    cfg: Mapping[str, Any],
+    choices: Mapping[str, Sequence[Any]],
+    system: str,
+    parity: Mapping[str, Any] | None = None,
 ) -> Options:
     """`kind`, a dataclass, out of config.model.
 
@@ -18,6 +22,7 @@ def make_options(
       cfg: the section.
       choices: option -> the values that it can have.
       system: what error messages call the model.
+      parity: the conventions of the official code, set where the section has `parity`.
 
     Raises:
       ValueError: an unknown option or value.
@@ -28,10 +33,11 @@ def make_options(
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
             raise ValueError(f"config.model has no option {name!r} for {system}; {hint}")
-    options = kind(**cfg)
+    options = kind(**{**cfg, **((parity or {}) if cfg.get("parity") else {})})
     for name, values in choices.items():
         if getattr(options, name) not in values:
             raise ValueError(
-                f"config.model.{name} is {getattr(options, name)!r}; it can be {', '.join(values)}."
+                f"config.model.{name} is {getattr(options, name)!r}; it can be "
+                f"{', '.join(map(str, values))}."
             )
     return options

@@ -46,18 +46,24 @@ def pick(kind: type[Options], cfg: Mapping[str, Any]) -> Options:
     return kind(**{name: cfg[name] for name in cfg if name in fields})
 
 
-def unpack(kind: type[Options], cfg: Mapping[str, Any], also: Sequence[str] = ()) -> Options:
+def unpack(
+    kind: type[Options],
+    cfg: Mapping[str, Any],
+    also: Sequence[str] = (),
+    section: str = "config.data",
+) -> Options:
     """The options `kind` of a source out of a data section, whose every key must have a reader.
 
-    `also` names keys that the source reads itself.
+    `also` names keys that the source reads itself; in another `section` there are no shared ones.
 
     Raises:
       ValueError: a key is neither an option of the source nor a shared one.
     """
-    known = (*getattr(kind, "_fields"), *also, *SHARED)  # noqa: B009
+    shared = SHARED if section == "config.data" else ()
+    known = (*getattr(kind, "_fields"), *also, *shared)  # noqa: B009
     for name in cfg:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            raise ValueError(f"config.data has no option {name!r}; {hint}")
+            raise ValueError(f"{section} has no option {name!r}; {hint}")
     return pick(kind, cfg)

@@ -33,6 +33,8 @@ class Ranking(NamedTuple):
     """Up to the depth of the sort only."""
     num_ranked: Any
     """Items of the gallery that were compared."""
+    average_precision_at: Any
+    """[v, n, k] of the first of each of k cut-offs, over the matches found there."""
 
 
 @partial(jax.jit, static_argnames=("num_top", "mesh"))
@@ -46,7 +48,7 @@ def top_of_block(
     return pin(TopK(best, (ids.astype(jnp.int32), hits)), mesh)
 
 
-@partial(jax.jit, static_argnames=("depth", "cuts", "drop_last", "mesh"))
+@partial(jax.jit, static_argnames=("depth", "cuts", "map_cuts", "drop_last", "mesh"))
 def measure_block(
     scores: list[Array],
     matches: list[Array],
@@ -56,6 +58,7 @@ def measure_block(
     num_inner: int,
     depth: int,
     cuts: tuple[int, ...],
+    map_cuts: tuple[int, ...],
     drop_last: bool,
     mesh: Mesh,
 ) -> Ranking:
@@ -85,6 +88,9 @@ def measure_block(
             ranks.map_at_r(hits, number),
             ranks.average_precision(hits, number),
             taken.sum(1, dtype=jnp.int32),
+            jnp.stack([ranks.average_precision_found(hits, k) for k in map_cuts], axis=1)
+            if map_cuts
+            else jnp.zeros((len(number), 0)),
         )
 
     columns = groups[1].reshape(len(groups[1]), -1)
@@ -100,6 +106,7 @@ def rank_sweep(
     shown: str,
     num_top: int,
     drop_last: Sequence[str] = (),
+    map_cuts: Sequence[int] = (),
 ) -> tuple[dict[str, Ranking], Top]:
     """Sorts the gallery of each row, or with `flipped` of each column, a block at a time.
 
@@ -111,6 +118,7 @@ def rank_sweep(
       shown: the relation that decides which of the best are hits.
       num_top: how many of the best to keep.
       drop_last: relations whose galleries lose the last-ranked item; see `ranks.without_last`.
+      map_cuts: cut-offs of `Ranking.average_precision_at`.
 
     Returns:
       (relation -> Ranking, best items) of all queries.
@@ -137,10 +145,20 @@ def rank_sweep(
             skips = [match_tile(skip, flipped, mesh, *keys, i, j) for j in tiles]
             groups = outer.groups[relation], inner.groups[relation]
             # A power of two, so that splits of like size share a program.
-            depth = min(1 << (max(most, *cuts, 1) - 1).bit_length(), width)
+            depth = min(1 << (max(most, *cuts, *map_cuts, 1) - 1).bit_length(), width)
             drop = relation in drop_last
             found = measure_block(
-                scores, matches, skips, groups, i, inner.size, depth, tuple(cuts), drop, mesh
+                scores,
+                matches,
+                skips,
+                groups,
+                i,
+                inner.size,
+                depth,
+                tuple(cuts),
+                tuple(map_cuts),
+                drop,
+                mesh,
             )
             parts[relation].append(found)
             if relation == shown:

@@ -3,7 +3,8 @@
 What a relation is called decides what is measured; `{split}/{i2t or t2i}/` comes before each name:
 
 - `own`, the caption was written for the image: r@k, medr, meanr, and `{split}/rsum`.
-- `class`, same class: the same, with p@k, r_precision, map@r.
+- `class`, same class: the same, with p@k, r_precision, map@r; `map` over the whole ranking and
+  `map@k_found` where config.eval asks for them. The gallery is the split's other modality.
 - `exact`, the text truly describes the image: hit@k, p@k, r_precision, map@r; `vague_top1`, the
   share of first-ranked texts that match more than `vague_matches` images; beside `own` also
   `oracle_r@1`, the r@1 of one who knows all matches and guesses the own one among them.
@@ -59,6 +60,9 @@ class Options(NamedTuple):
     full_map: bool = False
     """Also `map`, over the whole ranking, which must then be sorted whole, and `map_chance`, what
     a random order is expected to reach."""
+    map_ks: tuple[int, ...] = ()
+    """Cut-offs of `map@k_found`, whose denominator is the number of matches found in the first k,
+    as several papers and their code have it."""
     official_pmrp: bool = False
     """Ranks for PMRP without each query's last item, as the official code does by mistake."""
 
@@ -106,6 +110,7 @@ def read_options(cfg: Mapping[str, Any]) -> Options:
         relations=tuple(options.relations),
         ks=tuple(options.ks),
         precision_ks=tuple(options.precision_ks),
+        map_ks=tuple(options.map_ks),
     )
 
 
@@ -166,6 +171,8 @@ def ranked_values(ranking: Ranking, q: np.ndarray, options: Options) -> metrics.
         values["map"] = float(np.mean(ranking.average_precision[q], dtype=np.float64))
         chance = metrics.chance_map(ranking.num_matches[q], ranking.num_ranked[q])
         values["map_chance"] = float(np.mean(chance))
+    for k, found in zip(options.map_ks, ranking.average_precision_at[q].T):
+        values[f"map@{k}_found"] = float(np.mean(found, dtype=np.float64))
     return values
 
 
@@ -260,7 +267,7 @@ def sweep(
             depth = dict.fromkeys(relations, sizes[side])
         cuts = options.precision_ks
         found, top = rank_sweep(
-            galleries, depth, bool(side), cuts, shown, options.num_top, drop_last
+            galleries, depth, bool(side), cuts, shown, options.num_top, drop_last, options.map_ks
         )
         counts.append({name: Counts(r.num_matches, r.rank) for name, r in found.items()})
         rankings.append({name: r for name, r in found.items() if name != "own"})

@@ -6,7 +6,6 @@ trains, one alone included.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jcmr.core import dtypes
+from jcmr.core.options import make_options
 from jcmr.core.types import Array, Batch, Task, Term, Terms, Variables
 from jcmr.losses import center
 from jcmr.models.encoders import resnet
@@ -74,18 +74,7 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: an unknown option, value or modality.
     """
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in cfg:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            raise ValueError(f"config.model has no option {name!r} for center3d; {hint}")
-    config = Config(**cfg)
-    for name, choices in CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise ValueError(
-                f"config.model.{name} is {getattr(config, name)!r}; it can be {', '.join(choices)}."
-            )
+    config = make_options(Config, cfg, CHOICES, "center3d")
     wrong = [name for name in config.modalities if name not in MODALITIES]
     if wrong or not config.modalities:
         raise ValueError(

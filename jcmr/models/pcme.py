@@ -133,8 +133,7 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: an unknown option or value.
     """
-    conventions = PARITY if cfg.get("parity") else {}
-    config = make_options(Config, {**cfg, **conventions}, CHOICES, "pcme")
+    config = make_options(Config, cfg, CHOICES, "pcme", PARITY)
     if config.deterministic and "likelihood" in (config.method, config.score):
         raise ValueError(
             "A point has no likelihood: with config.model.deterministic set config.model.method to "

@@ -90,3 +90,17 @@ def map_at_r(hits: Array, num_matches: Array) -> Array:
     """`average_precision` of the first R alone, [n] (Musgrave et al., ECCV 2020)."""
     inside = jnp.arange(hits.shape[1]) < num_matches[:, None]
     return average_precision(hits & inside, num_matches)
+
+
+def average_precision_found(hits: Array, k: int) -> Array:
+    """Mean of the precision at the hits among the first k, [n]; 0 without one.
+
+    Its denominator is the number of matches found there, not that of all: the "MAP@50" and
+    "MAP@100" of several papers and of the code of SCKR.
+
+    Args:
+      hits: bool [n, depth] from `ordered_hits`, depth at least k or the whole gallery.
+      k: cut-off.
+    """
+    inside = hits & (jnp.arange(hits.shape[1]) < k)
+    return average_precision(inside, jnp.sum(inside, axis=1))

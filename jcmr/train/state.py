@@ -85,7 +85,8 @@ def make_train_step(
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            mutables=parallel.pmean(dict(mutables), axis),
+            # What the loss does not return, such as a graph of words, stays.
+            mutables={**state.mutables, **parallel.pmean(dict(mutables), axis)},
             opt_state=opt_state,
         )
         return state, logs

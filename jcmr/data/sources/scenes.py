@@ -130,6 +130,11 @@ class Scenes:
     def __init__(self, items: Mapping[str, np.ndarray], captions_per_item: int):
         self.items, self.captions = items, captions_per_item
 
+    @property
+    def text(self) -> np.ndarray:
+        """Ids of all captions, int32 [n, c, t]."""
+        return self.items["text"]
+
     def __len__(self) -> int:
         """Number of scenes."""
         return len(self.items["image"])
