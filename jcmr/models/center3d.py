@@ -84,12 +84,6 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
     return config
 
 
-def tower_dtype(cfg: Config) -> Any:
-    """What the towers compute in; None follows the parameters, which are float32."""
-    dtype = dtypes.compute_dtype(cfg.dtype)
-    return None if dtype == jnp.float32 else dtype
-
-
 class ViewHead(nn.Module):
     """ReLU(BatchNorm(W x)) of every view."""
 
@@ -122,7 +116,7 @@ class ImageTower(nn.Module):
     @nn.compact
     def __call__(self, image: Array, train: bool = False, axis: str | None = None) -> Array:
         """[b, v, h, w, 3] -> [b, features]."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         num_views = image.shape[1]
         x = image.reshape(-1, *image.shape[2:])
         if cfg.image == "compact":
@@ -149,7 +143,7 @@ class Center3D(nn.Module):
 
     def setup(self) -> None:
         """Names the parts: params/{image,points,mesh,hidden,out,centers}."""
-        cfg, dtype = self.cfg, tower_dtype(self.cfg)
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if "image" in cfg.modalities:
             self.image = ImageTower(cfg)
         if "points" in cfg.modalities:
