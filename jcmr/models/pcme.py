@@ -81,9 +81,9 @@ class Config:
     """Counts the symmetric matching loss twice, as image to text and as text to image."""
     duplicates: str = "positive"
     """Pairs whose images have the same id in one batch: "positive", "masked" or "negative"."""
-    mask_true_positives: bool = False
-    """Masks pairs that match although the caption was written for another image; needs the
-    batch's "scene_code" and "caption_code"."""
+    mask_true_positives: float = 0.0
+    """By how much pairs that match although the caption was written for another image count less,
+    1 leaves them out; needs the batch's "scene_code" and "caption_code"."""
     readout: str = "ends"
     """Of the GRU: see `gru.read_out`."""
     scale: str = "log_var"
