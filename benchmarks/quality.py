@@ -38,6 +38,13 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
     "pcme_flickr8k": (
         Row("PCME", "configs/pcme_flickr8k.py"),
         Row("linear CCA", "configs/pcme_flickr8k.py", module="benchmarks.baselines.cca"),
+        Row("IMRAM", "configs/imram_flickr8k_grid.py"),
+    ),
+    "imram_scenes": (
+        Row("full, K = 3", "configs/imram_scenes.py"),
+        Row("full, K = 1", "configs/imram_scenes.py", ("--config.model.steps=1",)),
+        Row("text, K = 3", "configs/imram_scenes.py", ("--config.model.variant=text",)),
+        Row("image, K = 3", "configs/imram_scenes.py", ("--config.model.variant=image",)),
     ),
     "center3d_shapes": (
         Row("CE", "configs/center3d_shapes.py:ce"),

@@ -63,6 +63,16 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
             "R@1 i2t": "test/i2t/r@1",
         },
     ),
+    "imram_scenes": (
+        "IMRAM on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
+        {
+            "hit@1 t2i": "test/t2i/hit@1",
+            "hit@1 i2t": "test/i2t/hit@1",
+            "mAP@R t2i": "test/t2i/map@r",
+            "R@1 t2i": "test/t2i/r@1",
+            "R@1 i2t": "test/i2t/r@1",
+        },
+    ),
 }
 
 
@@ -135,6 +145,31 @@ def graph_section(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{title}\n\n{body}\n\n{provenance(list(newest.values()))}"
 
 
+def scoring_section(records: Sequence[Mapping[str, Any]]) -> str:
+    """The newest measurement of scoring with each number of steps."""
+    title = "### Full IMRAM against a caption loop in torch: 14 words, 36 regions, d = 1024"
+    if not records:
+        return f"{title}\n\nNot measured yet."
+    newest = {r["steps"]: r for r in records}
+    rows = [
+        [
+            str(steps),
+            f"{r['baseline_ms_per_pair']:.2f}",
+            f"{r['ms_per_pair']:.3f}",
+            f"{r['ratio']:.1f} ({r['ratio_min']:.1f} to {r['ratio_max']:.1f})",
+            f"{r['baseline_mflop_per_pair']:.1f}",
+            f"{r['mflop_per_pair']:.2f}",
+            f"{r['xla_bytes_per_pair'] / 1e6:.2f}",
+            f"{r['temp_bytes'] / 1e6:.0f}",
+            f"{r['prepare_ms_per_item']:.2f}",
+        ]
+        for steps, r in sorted(newest.items())
+    ]
+    header = ["K", "loop, ms a pair", "ours, ms a pair", "ratio", "loop, MFLOP", "ours, MFLOP"]
+    header += ["ours, MB a pair", "temporary MB", "once per item, ms"]
+    return f"{title}\n\n{table(header, rows)}\n\n{provenance(list(newest.values()))}"
+
+
 def main() -> None:
     """Writes the page."""
     quality = record.read("quality")
@@ -147,6 +182,8 @@ def main() -> None:
         *sections,
         "## Graphs",
         graph_section(record.read("graph")),
+        "## Scoring",
+        scoring_section(record.read("imram_scoring")),
     ]
     OUT.write_text("\n\n".join(page) + "\n")
     print(f"wrote {OUT}")

@@ -12,7 +12,7 @@ from jcmr.convert.__main__ import main
 from jcmr.convert.folder import load_converted
 from jcmr.data.text import SPECIAL
 from jcmr.models import imram, vse
-from tests.conftest import GOLDEN_DIR, load_golden
+from tests.conftest import load_golden
 
 torch = pytest.importorskip("torch")
 
@@ -99,10 +99,10 @@ def test_imram(tmp_path, vocabulary):
     np.testing.assert_allclose(kernel, image["fc_local.weight"].T, rtol=1e-6)
 
 
-def test_an_official_state_dict_scores_as_officially(tmp_path):
+@pytest.mark.golden("imram", "imram_e2e_text_IMRAM_max")
+def test_an_official_state_dict_scores_as_officially(golden, tmp_path):
     """Written, converted and read again, the weights of a golden file give its scores."""
-    path = sorted((GOLDEN_DIR / "imram").glob("imram_e2e_text_IMRAM_max*.npz"))[0]
-    arrays = load_golden(path)
+    arrays = load_golden(golden)
     state = {n.removeprefix("w."): x for n, x in arrays.items() if n.startswith("w.")}
     save(tmp_path / "model_best.pth.tar", state, model_mode="text_IMRAM", iteration_step=3)
     size = len(state["txt_enc.embed.weight"])

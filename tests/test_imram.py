@@ -189,6 +189,17 @@ def test_cosines_with_the_memory(case):
     np.testing.assert_allclose(paper, SCORE(*sides, gates, HOW, 4), atol=1e-5)
 
 
+def test_narrow_products(case):
+    """Inputs of products in bfloat16 move scores by less than 2e-3 a step and direction."""
+    _, gates, (images, captions) = case
+    pair = images, jax.tree.map(lambda x: x[:2], captions)
+    run = jax.jit(ca.score_pairs, static_argnames="how")
+    wide, half = (run(*pair, gates, ca.Matching(2, dtype=d)) for d in ("float32", "bfloat16"))
+    assert half.dtype == jnp.float32
+    difference = np.abs(np.asarray(wide) - half).max()
+    assert 0 < difference < 4 * 2e-3
+
+
 def test_padding_and_chunks_do_not_matter(case):
     _, gates, (images, captions) = case
     expected = SCORE(images, captions, gates, HOW, 4)

@@ -91,11 +91,15 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
+def narrow(x: Array, dtype: str) -> Array:
+    """X in `dtype`; "float32" leaves it as it is."""
+    return x if dtype == "float32" else x.astype(dtype)
+
+
 def product(x: Array, y: Array, dtype: str) -> Array:
     """Matrix product with inputs of `dtype`, in at least float32."""
     wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
-    if dtype != "float32":
-        x, y = x.astype(dtype), y.astype(dtype)
+    x, y = narrow(x, dtype), narrow(y, dtype)
     return jnp.matmul(x, y, precision=HIGHEST, preferred_element_type=wide)
 
 
@@ -122,7 +126,8 @@ def make_fragments(
         mask,
         product(tokens, tokens.mT, "float32"),
         as_query and product(tokens, as_query.query_kernel, dtype) + as_query.bias,
-        as_context and product(tokens, as_context.context_kernel, dtype),
+        # Nothing but an input of products, so it can be kept as they take it.
+        as_context and narrow(product(tokens, as_context.context_kernel, dtype), dtype),
     )
 
 
