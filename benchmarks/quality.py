@@ -8,6 +8,7 @@ Every run is the public command in a process of its own; what follows -- is pass
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -23,27 +24,34 @@ class Row(NamedTuple):
     label: str
     config: str
     overrides: tuple[str, ...] = ()
+    module: str = "jcmr.launch"
+    """What is run; a baseline takes the same command line."""
 
 
 EXPERIMENTS: dict[str, tuple[Row, ...]] = {
     "pcme_scenes": (
-        Row("PCME", "configs/pcme_scenes.py"),
+        Row("likelihood (the demo)", "configs/pcme_scenes.py"),
         Row("deterministic twin", "configs/pcme_scenes.py:deterministic"),
+        Row("PCME, samples", "configs/pcme_scenes.py:sampled"),
+        Row("PCME++, closed form", "configs/pcme_scenes.py:closed_form"),
+    ),
+    "pcme_flickr8k": (
+        Row("PCME", "configs/pcme_flickr8k.py"),
+        Row("linear CCA", "configs/pcme_flickr8k.py", module="benchmarks.baselines.cca"),
     ),
     "center3d_shapes": (
         Row("CE", "configs/center3d_shapes.py:ce"),
         Row("CE + center", "configs/center3d_shapes.py:ce_center"),
         Row("CE + center + MSE", "configs/center3d_shapes.py"),
     ),
-    "pcme_flickr8k": (Row("PCME", "configs/pcme_flickr8k.py"),),
 }
 
 
 def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> None:
     """Trains and evaluates one row on one seed in its own process, and records the result."""
-    workdir = root / experiment / row.label.replace(" ", "_") / str(seed)
+    workdir = root / experiment / re.sub(r"\W+", "_", row.label) / str(seed)
     command = [
-        sys.executable, "-m", "jcmr.launch", f"--config={row.config}", f"--workdir={workdir}",
+        sys.executable, "-m", row.module, f"--config={row.config}", f"--workdir={workdir}",
         f"--config.seed={seed}", *row.overrides, *extra,
     ]  # fmt: skip
     began = time.monotonic()
@@ -51,6 +59,7 @@ def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> N
     result = {
         "experiment": experiment,
         "row": row.label,
+        "module": row.module,
         "config": " ".join([row.config, *row.overrides]),
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
@@ -64,11 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rows", default="", help="labels, comma separated; all when empty")
+    parser.add_argument("--rows", default="", help="labels between semicolons; all when empty")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     own, extra = parser.parse_known_args()
     extra = [option for option in extra if option != "--"]
-    wanted = own.rows.split(",") if own.rows else []
+    wanted = own.rows.split(";") if own.rows else []
     for seed in map(int, own.seeds.split(",")):
         for row in EXPERIMENTS[own.experiment]:
             if not wanted or row.label in wanted:

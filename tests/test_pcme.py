@@ -68,6 +68,8 @@ SYSTEMS = {
         "mix_rate": 0.5,
     },
     "twin": {"text": "bag", "method": "infonce", "deterministic": True, "dropout_rate": 0.2},
+    "likelihood": {"text": "bag", "method": "likelihood", "attention": False},
+    "sphere": {"text": "bag", "method": "likelihood", "attention": False, "spherical": True},
 }
 
 
@@ -140,7 +142,7 @@ def test_rows_of_padding_are_finite(variables):
     assert all(np.isfinite(x).all() for x in embedding)
 
 
-@pytest.mark.parametrize("score", ["matching_prob", "matmul", "csd", "cosine"])
+@pytest.mark.parametrize("score", ["matching_prob", "matmul", "csd", "likelihood", "cosine"])
 def test_score_is_symmetric_and_made_for_tiles(score, variables, embedded):
     task, image, text = pcme.make({**SMALL, "score": score}), embedded["image"], embedded["text"]
     scores = task.score(variables, image, text)
@@ -175,8 +177,13 @@ def test_word_vectors(variables):
         pcme.with_word_vectors(variables, np.ones((20, 5)), found)
 
 
+def test_a_point_has_no_likelihood():
+    with pytest.raises(ValueError, match="'infonce'"):
+        pcme.make({"method": "likelihood", "deterministic": True})
+
+
 def test_unknown_options_are_named():
     with pytest.raises(ValueError, match="did you mean 'embed_dim'"):
         pcme.make({"embed_dims": 3})
-    with pytest.raises(ValueError, match="matching_prob, matmul, csd, cosine"):
+    with pytest.raises(ValueError, match="matching_prob, matmul, csd, likelihood, cosine"):
         pcme.make({"score": "dot"})

@@ -35,7 +35,7 @@ from jcmr.models.encoders.pie import (
 )
 from jcmr.models.encoders.regions import Regions
 from jcmr.ops.chunks import sum_over_chunks
-from jcmr.ops.gaussian import csd
+from jcmr.ops.gaussian import csd, expected_likelihood, spherical_likelihood
 from jcmr.ops.mixing import mix_images
 
 
@@ -51,14 +51,16 @@ class Config:
     word_dim: int = 300
     embed_dim: int = 1024
     method: str = "pcme"
-    """"pcme" compares samples, "pcmepp" the closed-form expected distance, "infonce" the means by
-    cosine at temperature 1 / negative_scale."""
+    """What the loss compares: "pcme" samples, "pcmepp" the closed-form expected distance; and, as a
+    softmax at temperature 1 / negative_scale over the batch, "infonce" the cosine of the means,
+    "likelihood" the log expected likelihood per dimension (`ops.gaussian`). In the last alone an
+    item that is spread wide is near to more: its variance then tells how much it could mean."""
     num_samples: int = 7
     deterministic: bool = False
     """The same towers without uncertainty: one point per item."""
     score: str = "matching_prob"
     """"matching_prob" or "matmul" over all pairs of samples, "csd" (minus the expected squared
-    distance) or "cosine" of the means."""
+    distance), "likelihood", or "cosine" of the means."""
     init_shift: float = 15.0
     init_negative_scale: float = 15.0
     vib_weight: float = 1e-5
@@ -87,6 +89,8 @@ class Config:
     scale: str = "log_var"
     """What the uncertainty heads give: "log_var", or "log_std" as in the official sampling."""
     log_scale_start: float = 0.0
+    spherical: bool = False
+    """One variance an item, the geometric mean of what its head gives for each dimension."""
     official_vib: bool = False
     """Divergence of the samples' mean, reading the heads' output as log variance whatever `scale`
     is; the author calls it a mistake."""
@@ -114,8 +118,8 @@ PARITY = {
 CHOICES = {
     "image": (*(f"resnet{depth}" for depth in resnet.STAGES), "compact", "regions"),
     "text": ("gru", "bag"),
-    "method": ("pcme", "pcmepp", "infonce"),
-    "score": ("matching_prob", "matmul", "csd", "cosine"),
+    "method": ("pcme", "pcmepp", "infonce", "likelihood"),
+    "score": ("matching_prob", "matmul", "csd", "likelihood", "cosine"),
     "reduction": ("captions", "pairs", "sum"),
     "duplicates": ("positive", "masked", "negative"),
     "readout": ("ends", "mean", "last_word"),
@@ -141,6 +145,11 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
             raise ValueError(
                 f"config.model.{name} is {getattr(config, name)!r}; it can be {', '.join(choices)}."
             )
+    if config.deterministic and "likelihood" in (config.method, config.score):
+        raise ValueError(
+            "A point has no likelihood: with config.model.deterministic set config.model.method to "
+            "'infonce' and config.model.score to 'cosine'."
+        )
     return config
 
 
@@ -329,6 +338,8 @@ def log_variance(outputs: Outputs, cfg: Config) -> Array:
     if outputs.log_scale is None:
         return jnp.full_like(outputs.mean, POINT_LOG_VAR)
     log_scale = outputs.log_scale.astype(outputs.mean.dtype)
+    if cfg.spherical:
+        log_scale = jnp.broadcast_to(log_scale.mean(-1, keepdims=True), log_scale.shape)
     return 2 * log_scale if cfg.scale == "log_std" else log_scale
 
 
@@ -423,6 +434,20 @@ def embed_batch(
     ), mutables
 
 
+def cosine(x: Gaussian, y: Gaussian) -> Array:
+    """Of the means, [n, m]."""
+    return jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
+
+
+def log_likelihood(x: Gaussian, y: Gaussian, cfg: Config) -> Array:
+    """Log expected likelihood per dimension, [n, m]."""
+    if cfg.spherical:
+        total = spherical_likelihood(x.mean, x.log_var[:, 0], y.mean, y.log_var[:, 0])
+    else:
+        total = expected_likelihood(x.mean, x.log_var, y.mean, y.log_var)
+    return total / x.mean.shape[-1]
+
+
 def objective_terms(
     here: Embedded, criterion: Mapping[str, Array], cfg: Config, key: Array, axis: str | None
 ) -> Terms:
@@ -497,8 +522,8 @@ def objective_terms(
             ),
             ("text_to_image", here.caption, everywhere.image, to_image(here.captions)),
         ):
-            cosine = jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
-            terms[name] = Term(losses.cross_entropy(scale * cosine, pairs), len(x.mean), 0.5)
+            scores = log_likelihood(x, y, cfg) if cfg.method == "likelihood" else cosine(x, y)
+            terms[name] = Term(losses.cross_entropy(scale * scores, pairs), len(x.mean), 0.5)
 
     if here.image_scale is not None and here.caption_scale is not None:
         for name, gaussian, log_scale, rows in (
@@ -548,10 +573,11 @@ def with_linear_start(variables: Variables, start: Any) -> Variables:
       ValueError: the towers of the config are not linear.
     """
     params = variables["params"]
-    if "mean" not in params["text"] or "pie_net" in params["image"]["head"]:
+    image = params["image"]
+    if "mean" not in params["text"] or "pie_net" in image["head"] or "backbone" in image:
         raise ValueError(
-            "config.train.init_from = 'cca' needs config.model.image = 'regions', "
-            "config.model.text = 'bag' and config.model.attention = False."
+            "config.train.init_from = 'cca' needs config.model.image = 'regions', region_dim = 0, "
+            "text = 'bag' and attention = False."
         )
     fc = {"kernel": start.image_kernel, "bias": start.image_bias}
     words = {
@@ -561,7 +587,7 @@ def with_linear_start(variables: Variables, start: Any) -> Variables:
     }
     new = {
         **params,
-        "image": {**params["image"], "head": {**params["image"]["head"], "fc": fc}},
+        "image": {**image, "head": {**image["head"], "fc": fc}},
         "text": {**params["text"], "mean": words},
     }
     if "log_scale" in params["text"]:
@@ -604,6 +630,8 @@ def make(cfg: Mapping[str, Any]) -> Task:
             return query.samples.sum(1) @ gallery.samples.sum(1).T
         if config.score == "csd":
             return -csd(query.mean, query.log_var, gallery.mean, gallery.log_var)
-        return query.mean @ gallery.mean.T
+        if config.score == "likelihood":
+            return log_likelihood(query, gallery, config)
+        return cosine(query, gallery)
 
     return Task(init, loss, {"image": encode_image, "text": encode_text}, score)

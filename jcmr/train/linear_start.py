@@ -83,16 +83,18 @@ def read_all(records: RandomAccess) -> Mapping[str, np.ndarray]:
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
-def fit(records: RandomAccess, vocab_size: int, cfg: Mapping[str, Any]) -> LinearStart:
+def fit(records: RandomAccess, vocab_size: int, dim: int, cfg: Mapping[str, Any]) -> LinearStart:
     """Fits CCA between mean regions and the latent topics (LSA of tf-idf) of captions.
 
     Args:
       records: training examples with "regions" [r, p], "text" [t] or [c, t] and "id" of the image.
       vocab_size: v.
-      cfg: `topics` of LSA, `dim` of the embedding, `reg_image` and `reg_text` of CCA.
+      dim: d, width of the embedding.
+      cfg: `topics` of LSA, `reg_image` and `reg_text` of CCA.
 
     Raises:
-      ValueError: the examples hold no regions, or too few of them for so many dimensions.
+      ValueError: the examples hold no regions, or they, their width or the topics are too few for
+        so many dimensions.
     """
     data = read_all(records)
     if "regions" not in data:
@@ -109,10 +111,16 @@ def fit(records: RandomAccess, vocab_size: int, cfg: Mapping[str, Any]) -> Linea
     grouping = scipy.sparse.csr_matrix((np.ones(len(owner)), (document, np.arange(len(owner)))))
     documents: Any = grouping @ counts
     num_documents = int(documents.shape[0])
-    if min(num_documents, *image.shape[1:]) <= max(cfg["topics"], cfg["dim"]):
+    num_words = int((np.asarray(counts.sum(axis=0)) > 0).sum())
+    if min(num_documents, num_words) <= cfg["topics"]:
         raise ValueError(
-            f"{num_documents} images of width {image.shape[1]} are too few for {cfg['topics']} "
-            f"topics and {cfg['dim']} dimensions: lower config.train.cca."
+            f"{num_documents} images and {num_words} words are too few for {cfg['topics']} "
+            f"topics: lower config.train.cca.topics."
+        )
+    if min(cfg["topics"], image.shape[1]) < dim:
+        raise ValueError(
+            f"CCA of {cfg['topics']} topics and features of width {image.shape[1]} has no {dim} "
+            f"dimensions: lower config.model.embed_dim, or raise config.train.cca.topics."
         )
     idf = np.log((1 + num_documents) / (1 + (documents > 0).sum(axis=0))) + 1
     idf = np.where(np.asarray(counts.sum(axis=0)) > 0, np.asarray(idf), 0.0).ravel()
@@ -123,7 +131,7 @@ def fit(records: RandomAccess, vocab_size: int, cfg: Mapping[str, Any]) -> Linea
     captions = unit_rows(counts @ scipy.sparse.diags(idf)) @ topics.T
     mean_x, mean_y = image.mean(axis=0), captions.mean(axis=0)
     a, b, correlation = cca(
-        image - mean_x, captions - mean_y, cfg["dim"], cfg["reg_image"], cfg["reg_text"]
+        image - mean_x, captions - mean_y, dim, cfg["reg_image"], cfg["reg_text"]
     )
     a, b = a * correlation, b * correlation
     return LinearStart(a, -mean_x @ a, topics.T @ b, idf, -mean_y @ b)

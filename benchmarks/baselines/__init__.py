@@ -1,0 +1,1 @@
+"""Published methods, measured in the protocol of our own rows."""
