@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(str(error))
     print(f"Wrote {args.out}.")
 
