@@ -38,8 +38,8 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("GCN, pairwise global loss (the paper's)", "gcn_wikipedia", "paper"),
-    Row("GCN, class posteriors", "gcn_wikipedia"),
+    Row("GCN: pairwise global loss (the paper's)", "gcn_wikipedia", "paper"),
+    Row("GCN: class posteriors", "gcn_wikipedia"),
     Row("MLP text instead of GCN", "gcn_wikipedia", "", {"model.text": "mlp"}),
     Row("GPLDAN", "gpldan_wikipedia"),
     Row("PVSE", "gpldan_wikipedia", "pvse"),

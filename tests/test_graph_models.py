@@ -45,7 +45,6 @@ POINTS = {"embed_dim": 8, "num_reps": 3, "num_tokens": 3, "token_dim": 6}
 SYSTEMS = {
     "gcn": {**GCN, "product_dropout_rate": 0.4, "class_weight": 1.0, "agree_weight": 1.0},
     "gpldan": {**POINTS, "dropout_rate": 0.2, "input_dropout_rate": 0.2},
-    "pvse": {**POINTS, "method": "pvse", "hard": True},
 }
 
 
@@ -54,7 +53,7 @@ def make(name, word_graphs, **changes):
     return gcn_text.make(cfg, word_graphs) if name == "gcn" else gpldan.make(cfg)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", ["gcn", "gpldan"])
 def test_devices_do_not_matter(name, file, word_graphs):
     task, batch = make(name, word_graphs), take(source_of(file).train, np.arange(16))
     batch["id"][3] = batch["id"][0]
