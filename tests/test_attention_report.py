@@ -45,7 +45,7 @@ def draw(folder, num_regions, pixels=True):
         {},
     )
     top = {"t2i": np.asarray([[1, 0]] * 4)}
-    results = Results({}, top, {"t2i": top["t2i"] == 1}, {}, {}, {})
+    results = Results({}, top, {"t2i": top["t2i"] == 1}, {}, {}, {}, {}, {})
     encode = {name: lambda variables, inputs: inputs for name in ("image", "text")}
     task = Task(None, None, encode, None)  # pyright: ignore
 
