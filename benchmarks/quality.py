@@ -8,6 +8,7 @@ Every run is the public command in a process of its own; what follows -- is pass
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -29,8 +30,10 @@ class Row(NamedTuple):
 
 EXPERIMENTS: dict[str, tuple[Row, ...]] = {
     "pcme_scenes": (
-        Row("PCME", "configs/pcme_scenes.py"),
+        Row("likelihood (the demo)", "configs/pcme_scenes.py"),
         Row("deterministic twin", "configs/pcme_scenes.py:deterministic"),
+        Row("PCME, samples", "configs/pcme_scenes.py:sampled"),
+        Row("PCME++, closed form", "configs/pcme_scenes.py:closed_form"),
     ),
     "pcme_flickr8k": (
         Row("PCME", "configs/pcme_flickr8k.py"),
@@ -48,7 +51,7 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
 
 def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> None:
     """Trains and evaluates one row on one seed in its own process, and records the result."""
-    workdir = root / experiment / row.label.replace(" ", "_") / str(seed)
+    workdir = root / experiment / re.sub(r"\W+", "_", row.label) / str(seed)
     command = [
         sys.executable, "-m", row.module, f"--config={row.config}", f"--workdir={workdir}",
         f"--config.seed={seed}", *row.overrides, *extra,
@@ -72,11 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rows", default="", help="labels, comma separated; all when empty")
+    parser.add_argument("--rows", default="", help="labels between semicolons; all when empty")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     own, extra = parser.parse_known_args()
     extra = [option for option in extra if option != "--"]
-    wanted = own.rows.split(",") if own.rows else []
+    wanted = own.rows.split(";") if own.rows else []
     for seed in map(int, own.seeds.split(",")):
         for row in EXPERIMENTS[own.experiment]:
             if not wanted or row.label in wanted:

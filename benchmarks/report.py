@@ -20,7 +20,9 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
             "R@1 t2i": "test/t2i/r@1",
             "R@1 i2t": "test/i2t/r@1",
             "vague i2t": "test/i2t/vague_top1",
-            "Spearman captions": "test/text/uncertainty_vs_matches",
+            "uncertainty of captions vs matches": "test/text/uncertainty_vs_matches",
+            "of images vs matches": "test/image/uncertainty_vs_matches",
+            "of images vs occlusion": "test/image/uncertainty_vs_occlusion",
         },
     ),
     "pcme_flickr8k": (

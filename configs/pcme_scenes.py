@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The demo; `:deterministic` is its twin without uncertainty, `:smoke` takes seconds."""
+    """The demo compares by likelihood; `:sampled` is PCME, `:closed_form` PCME++, `:deterministic`
+    their twin without uncertainty; `:smoke` takes seconds.
+    """
     config = ConfigDict()
     config.task = "pcme"
     config.seed = 0
@@ -30,14 +32,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.vocab_size = 0
     config.model.word_dim = 64
     config.model.embed_dim = 128
+    config.model.method = "likelihood"
+    config.model.score = "likelihood"
+    config.model.spherical = True
     config.model.num_samples = 4
     config.model.deterministic = False
     config.model.init_shift = 10.0
-    config.model.init_negative_scale = 10.0
-    config.model.log_scale_start = -6.0
+    config.model.init_negative_scale = 20.0
+    config.model.log_scale_start = -5.0
     config.model.vib_weight = 1e-4
     config.model.readout = "mean"
-    config.model.mask_true_positives = True
+    config.model.mask_true_positives = 0.7
 
     main = ConfigDict()
     main.name = "main"
@@ -66,9 +71,22 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.best_metric = "dev/t2i/hit@1"
     config.eval.checkpoint = "last"
 
-    if arg == "deterministic":
+    if arg == "sampled":
+        config.model.method = "pcme"
+        config.model.score = "matching_prob"
+        config.model.spherical = False
+        config.model.init_negative_scale = 10.0
+        config.model.log_scale_start = -6.0
+    elif arg == "closed_form":
+        config.model.method = "pcmepp"
+        config.model.score = "csd"
+        config.model.spherical = False
+        config.model.init_negative_scale = 10.0
+        config.model.log_scale_start = -6.0
+    elif arg == "deterministic":
+        config.model.method = "infonce"
+        config.model.score = "cosine"
         config.model.deterministic = True
-        config.model.num_samples = 1
     elif arg == "smoke":
         config.data.num_train = 256
         config.data.num_test = 40
@@ -78,5 +96,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.train.log_steps = 2
         config.train.checkpoint_steps = 3
     elif arg:
-        raise ValueError(f"pcme_scenes has :deterministic and :smoke, not :{arg}.")
+        known = ":sampled, :closed_form, :deterministic and :smoke"
+        raise ValueError(f"pcme_scenes has {known}, not :{arg}.")
     return config

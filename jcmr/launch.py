@@ -22,6 +22,7 @@ from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables
 from jcmr.core.weights import load_weights
 from jcmr.data import image, loader
+from jcmr.data.glove import load_glove
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
 from jcmr.data.text import fingerprint, make_token_dropping
@@ -145,6 +146,26 @@ def init_variables(task: Task, config: Config, source: Source, prepare: Any) -> 
     return traverse_util.unflatten_dict({**ours, **theirs}, sep="/")
 
 
+def with_glove(variables: Variables, config: Config, source: Any) -> Variables:
+    """Variables whose word embeddings start from the file config.train.glove, where it has them.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: its vectors do not fit config.model.word_dim.
+    """
+    path = Path(config.train.glove)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {path}. GloVe vectors such as glove.840B.300d.txt come from "
+            f"https://nlp.stanford.edu/projects/glove; set config.train.glove='' to start from "
+            f"random ones."
+        )
+    vectors, found = load_glove(path, source.vocabulary)
+    logging.info("%d of %d word vectors from %s", found.sum(), len(found), path)
+    module = importlib.import_module(f"jcmr.models.{config.task}")
+    return module.with_word_vectors(variables, vectors, found)
+
+
 def make_evaluate(task: Task, split: RetrievalSplit, config: Config, mesh: Mesh):
     """`evaluate(variables)` on a split."""
     prepare = image.make_prepare(config.data)
@@ -157,8 +178,8 @@ def run_train(config: Config, workdir: Path) -> None:
     Raises:
       ValueError: the config does not fit the data or the checkpoint.
     """
+    source, task = build(config)  # before devices, which take long to be found on some machines
     mesh = parallel.make_mesh()
-    source, task = build(config)
     reader = make_reader(config, source)
     stages = plan(config, reader.steps_per_epoch)
     described = describe(config, source)
@@ -170,6 +191,8 @@ def run_train(config: Config, workdir: Path) -> None:
     if (last := checkpoints.latest()) is not None:
         check_same_run(checkpoints.config(last), described)
     variables = init_variables(task, config, source, prepare)
+    if last is None and config.train.get("glove"):
+        variables = with_glove(variables, config, source)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     logging.info("%s: %.2f M parameters, %d device(s)", config.task, count / 1e6, mesh.size)
     state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
@@ -332,8 +355,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
-    # Orbax reports every file that it opens through the same logger.
-    handler.addFilter(lambda record: "orbax" not in record.pathname or record.levelno > 30)
+    # Orbax and TFDS report every file that they open through the same logger.
+    chatty = re.compile("orbax|tensorflow_datasets")
+    handler.addFilter(lambda record: not chatty.search(record.pathname) or record.levelno > 30)
     config: Config = CONFIG.value
     flag: Any = flags.FLAGS["config"]
     name = Path(flag.config_filename).stem

@@ -159,6 +159,10 @@ def test_resnet(tmp_path, suffix):
     variables, config = load_converted(out)
     assert config == {"encoder": "resnet", "depth": 18}
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, dict(shapes))
+    placed = tmp_path / "placed"
+    run("resnet", checkpoint=path, arch="resnet18", out=placed, at="image/backbone")
+    inside = load_converted(placed)[0]["params"]["image"]["backbone"]  # where pcme has it
+    assert jax.tree.map(np.shape, inside) == jax.tree.map(np.shape, dict(shapes)["params"])
     said = run("resnet", checkpoint=path, arch="resnet50", out=tmp_path / "other")
     assert "missing tensors" in said and "layer1.0.conv3.weight" in said
 

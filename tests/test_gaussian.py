@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from jcmr.ops.gaussian import csd, expected_likelihood
+from jcmr.ops.gaussian import csd, expected_likelihood, spherical_likelihood
 
 
 def sides(n=4, m=7, d=5, seed=0):
@@ -29,6 +29,17 @@ def test_likelihood_and_its_gradient_are_those_of_the_plain_formula():
             for f in (expected_likelihood, naive)
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+def test_the_spherical_likelihood_is_that_of_equal_variances():
+    with jax.enable_x64(True):
+        x, x_log_var, y, y_log_var = sides()
+        widths = x_log_var[:, 0], y_log_var[:, 0]
+        whole = (np.repeat(width[:, None], 5, axis=1) for width in widths)
+        x_whole, y_whole = whole
+        expected = naive(x, x_whole, y, y_whole)
+        found = spherical_likelihood(*map(jnp.asarray, (x, widths[0], y, widths[1])))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_likelihood_is_the_log_density_of_the_difference():

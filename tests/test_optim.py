@@ -51,11 +51,15 @@ def test_decay_spares_what_it_is_told_to():
     np.testing.assert_allclose(updates["criterion"]["shift"], -3.0)
 
 
+COS_3_OF_8 = 0.5 * (1 + np.cos(3 * np.pi / 8))
+
+
 @pytest.mark.parametrize(
     ("fields", "rates"),
     [
         ({"schedule": "cosine"}, {0: 1.0, 10: 0.5, 20: 0.0}),
         ({"schedule": "cosine_epochs"}, {0: 1.0, 4: 1.0, 5: 0.5 * (1 + np.cos(np.pi / 4))}),
+        ({"schedule": "cosine_epochs", "schedule_epochs": 8}, {4: 1.0, 19: COS_3_OF_8, 40: 0.0}),
         ({"schedule": "steps", "decay_epochs": (2, 3)}, {9: 1.0, 10: 0.1, 15: 0.01}),
         ({"schedule": "constant", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 9: 1.0}),
     ],

@@ -69,6 +69,7 @@ SYSTEMS = {
     },
     "twin": {"text": "bag", "method": "infonce", "deterministic": True, "dropout_rate": 0.2},
     "likelihood": {"text": "bag", "method": "likelihood", "attention": False},
+    "sphere": {"text": "bag", "method": "likelihood", "attention": False, "spherical": True},
 }
 
 

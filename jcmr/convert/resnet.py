@@ -50,19 +50,24 @@ def not_needed(name: str) -> bool:
     return name.startswith("fc.") or name.endswith("num_batches_tracked")
 
 
-def convert_resnet(state: Mapping[str, np.ndarray], depth: int):
-    """Variables of `encoders.resnet.ResNet(depth)`; the classifier `fc` is dropped."""
-    return rules.convert(resnet_rules(depth), state, ignored=not_needed)
+def convert_resnet(state: Mapping[str, np.ndarray], depth: int, path: Path = ()):
+    """Variables of `encoders.resnet.ResNet(depth)` at `path`; the classifier `fc` is dropped."""
+    return rules.convert(resnet_rules(depth, path), state, ignored=not_needed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beside --checkpoint and --out."""
     names = [f"resnet{depth}" for depth in STAGES]
     parser.add_argument("--arch", required=True, choices=names, help="which network it is")
+    parser.add_argument(
+        "--at", default="", metavar="PATH",
+        help="where the network is in a model that starts from it: image/backbone for pcme",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace):
     """(variables, config, no vocabulary) of the file that the command line names."""
     depth = int(args.arch.removeprefix("resnet"))
-    variables = convert_resnet(tensors(load_checkpoint(args.checkpoint)), depth)
+    path = tuple(filter(None, args.at.split("/")))
+    variables = convert_resnet(tensors(load_checkpoint(args.checkpoint)), depth, path)
     return variables, {"encoder": "resnet", "depth": depth}, None

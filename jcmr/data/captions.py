@@ -115,6 +115,8 @@ class CaptionSource:
     make_split: Callable[[str], RetrievalSplit]
     stem: bool = False
     """Whether words were stemmed."""
+    order: Callable[[int, int], np.ndarray] | None = None
+    """(seed, epoch) -> training examples, where an epoch has an order of its own."""
 
     def retrieval(self, split: str) -> RetrievalSplit:
         """The galleries of `split`, usually "dev" or "test"."""

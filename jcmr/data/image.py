@@ -71,18 +71,51 @@ def resize_for_training(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), bilinear))
 
 
+def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole picture with its shorter side of `size` pixels, uint8 [h, w, 3].
+
+    The arithmetic of torchvision's Resize (bilinear with antialiasing).
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = int(size * height / short), int(size * width / short)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def shrink_file(path: str | Path, size: int) -> tuple[bytes, str]:
+    """An image file at a smaller size.
+
+    Args:
+      path: any picture.
+      size: what becomes of its shorter side; 0, or more than it has, keeps the file as it is.
+
+    Returns:
+      (bytes of a JPEG file of quality 95, ""), or (the file as it is, why it cannot be read).
+    """
+    content = Path(path).read_bytes()
+    if not size:
+        return content, ""
+    try:
+        image = decode_image(content, str(path), at_least=size)
+    except ValueError as error:
+        return content, str(error)
+    if min(image.shape[:2]) < size:
+        return content, ""
+    buffer = io.BytesIO()
+    Image.fromarray(resize_shorter_side(image, size)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue(), ""
+
+
 def resize_for_evaluation(image: np.ndarray, size: int) -> np.ndarray:
     """Shorter side to `size`, then the centre, uint8 [size, size, 3].
 
     The arithmetic of torchvision's Resize and CenterCrop (bilinear with antialiasing). The centre
     224 of this at size 256 is Resize(256) + CenterCrop(224).
     """
-    height, width = image.shape[:2]
-    short = min(height, width)
-    height, width = int(size * height / short), int(size * width / short)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    resized = resize_shorter_side(image, size)
+    height, width = resized.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return np.asarray(resized)[top : top + size, left : left + size]
+    return resized[top : top + size, left : left + size]
 
 
 def normalize(image: Array, cfg: ImageOptions) -> Array:

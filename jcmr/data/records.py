@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from absl import logging
@@ -42,12 +43,20 @@ class Arrays:
         return {name: column[indices] for name, column in self.columns.items()}
 
 
-class ImageFiles:
-    """Image files as square uint8 images, `{"image": [size, size, 3], "id": []}`.
+class Stored(Protocol):
+    """Image files by position, as paths or as bytes."""
+
+    def __getitem__(self, index: int, /) -> str | bytes:
+        """File `index`."""
+        ...
+
+
+class Images:
+    """Stored pictures as square uint8 images, `{"image": [size, size, 3], "id": []}`.
 
     Args:
-      folder: where the files are.
-      names: their names in it.
+      stored: the files.
+      names: what error messages call them.
       size: side of the images returned.
       whole: keep the whole picture, squeezed to a square, and add its `aspect` (width / height),
         for a random crop on the device. Otherwise the centre, as evaluation has it.
@@ -57,31 +66,31 @@ class ImageFiles:
 
     def __init__(
         self,
-        folder: Path,
+        stored: Stored,
         names: Sequence[str],
         size: int,
         whole: bool = False,
         blank: bool = False,
     ):
-        self.folder, self.names, self.size = str(folder), list(names), size
+        self.stored, self.names, self.size = stored, names, size
         self.whole, self.blank = whole, blank
         self.blanks: set[int] = set()
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Number of pictures."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Reads file `index`."""
-        path = Path(self.folder, self.names[index])
+        """Reads picture `index`."""
+        stored, name = self.stored[index], self.names[index]
         example = {"id": np.asarray(index, np.int32)}
         if self.whole:
-            image = decode_image(path, at_least=self.size)
+            image = decode_image(stored, name, at_least=self.size)
             aspect = np.asarray(image.shape[1] / image.shape[0], np.float32)
             image = resize_for_training(image, self.size)
             return example | {"image": image, "aspect": aspect}
         try:
-            image = resize_for_evaluation(decode_image(path), self.size)
+            image = resize_for_evaluation(decode_image(stored, name), self.size)
         except ValueError as error:
             if not self.blank:
                 raise
@@ -92,3 +101,9 @@ class ImageFiles:
                 )
             image = np.zeros((self.size, self.size, 3), np.uint8)
         return example | {"image": image}
+
+
+def image_files(folder: Path, names: Sequence[str], size: int, **options: bool) -> Images:
+    """`Images` of the files `names` of a folder."""
+    paths = [str(folder / name) for name in names]
+    return Images(paths, paths, size, **options)

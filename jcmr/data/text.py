@@ -136,6 +136,13 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
     return validate_vocabulary(content, path)
 
 
+def get_vocabulary(
+    path: str, captions: Iterable[Sequence[str]], min_count: int = 1
+) -> dict[str, int]:
+    """The vocabulary file `path`; without one, the words of the tokenised captions."""
+    return load_vocabulary(path) if path else build_vocabulary(captions, min_count)
+
+
 def validate_vocabulary(content: Any, path: Path) -> dict[str, int]:
     """Checks that `content` maps words to the ids 0 .. n - 1, the special words first."""
     if not isinstance(content, dict) or not content:

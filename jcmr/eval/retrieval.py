@@ -12,7 +12,8 @@ What a relation is called decides what is measured; `{split}/{i2t or t2i}/` come
   out of queries and galleries.
 - any other, such as `eccv` or `cxc`: as `class`, with the relation's name in front: eccv_map@r.
 
-Queries without a match are left out. Units and ties: see `metrics` and `ops.ranks`.
+Queries without a match are left out, and where split.extras["queries"] has a relation (bool of each
+row and of each column), so are others. Units and ties: see `metrics` and `ops.ranks`.
 """
 
 import difflib
@@ -164,6 +165,7 @@ def direction_values(
     counted: Mapping[str, Counts],
     ranked: Mapping[str, Ranking],
     folds: Mapping[str, np.ndarray],
+    queries: Mapping[str, np.ndarray],
     options: Options,
 ) -> metrics.Values:
     """All metrics of the queries of one direction in one protocol.
@@ -172,12 +174,14 @@ def direction_values(
       counted: relation -> ranks of best matches.
       ranked: relation -> ranks of all matches, for all but `own`.
       folds: relation -> fold of each query.
+      queries: relation -> bool of each query, False if it is left out; others keep all.
       options: cut-offs.
     """
     values: metrics.Values = {}
 
     def add(relation: str, prefix: str, measure: Callable[[np.ndarray], metrics.Values]) -> None:
         matched = counted[relation].num_matches > 0
+        matched &= np.asarray(queries.get(relation, True))
         found = metrics.mean_over_folds(measure, folds[relation], matched)
         values.update({f"{prefix}{name}": value for name, value in found.items()})
 
@@ -249,7 +253,8 @@ def make_evaluator(
       split: two galleries. extras["protocols"] (name -> fold of each row and of each column, int,
         negative takes no part) replaces the one protocol of all items, which is named after the
         split; metrics of several folds are averaged. extras["annotated"] (bool of each row and of
-        each column) says who has category vectors.
+        each column) says who has category vectors, extras["queries"] (relation -> the same) whose
+        matches are all known.
       cfg: config.eval, see `Options`.
       prepare: from stored items to inputs.
       mesh: devices.
@@ -260,6 +265,7 @@ def make_evaluator(
     options = read_options(cfg)
     relations = pick_relations(split, options.relations)
     protocols, groups = views_of(split, relations)
+    queries = split.extras.get("queries", {})
     names = list(split.items)
     directions = (f"{names[0][0]}2{names[1][0]}", f"{names[1][0]}2{names[0][0]}")
     matches = {name: split.relevance[name].match for name in relations}
@@ -288,6 +294,7 @@ def make_evaluator(
                     {name: Counts(*(x[view] for x in c)) for name, c in counts[side].items()},
                     {name: Ranking(*(x[view] for x in r)) for name, r in rankings[side].items()},
                     {name: g[view] for name, g in groups[side].items()},
+                    {name: pair[side] for name, pair in queries.items()},
                     options,
                 )
                 values |= {f"{protocol}/{direction}/{name}": v for name, v in found.items()}

@@ -35,7 +35,7 @@ from jcmr.models.encoders.pie import (
 )
 from jcmr.models.encoders.regions import Regions
 from jcmr.ops.chunks import sum_over_chunks
-from jcmr.ops.gaussian import csd, expected_likelihood
+from jcmr.ops.gaussian import csd, expected_likelihood, spherical_likelihood
 from jcmr.ops.mixing import mix_images
 
 
@@ -81,14 +81,16 @@ class Config:
     """Counts the symmetric matching loss twice, as image to text and as text to image."""
     duplicates: str = "positive"
     """Pairs whose images have the same id in one batch: "positive", "masked" or "negative"."""
-    mask_true_positives: bool = False
-    """Masks pairs that match although the caption was written for another image; needs the
-    batch's "scene_code" and "caption_code"."""
+    mask_true_positives: float = 0.0
+    """By how much pairs that match although the caption was written for another image count less,
+    1 leaves them out; needs the batch's "scene_code" and "caption_code"."""
     readout: str = "ends"
     """Of the GRU: see `gru.read_out`."""
     scale: str = "log_var"
     """What the uncertainty heads give: "log_var", or "log_std" as in the official sampling."""
     log_scale_start: float = 0.0
+    spherical: bool = False
+    """One variance an item, the geometric mean of what its head gives for each dimension."""
     official_vib: bool = False
     """Divergence of the samples' mean, reading the heads' output as log variance whatever `scale`
     is; the author calls it a mistake."""
@@ -320,6 +322,8 @@ def log_variance(outputs: Outputs, cfg: Config) -> Array:
     if outputs.log_scale is None:
         return jnp.full_like(outputs.mean, POINT_LOG_VAR)
     log_scale = outputs.log_scale.astype(outputs.mean.dtype)
+    if cfg.spherical:
+        log_scale = jnp.broadcast_to(log_scale.mean(-1, keepdims=True), log_scale.shape)
     return 2 * log_scale if cfg.scale == "log_std" else log_scale
 
 
@@ -404,9 +408,13 @@ def cosine(x: Gaussian, y: Gaussian) -> Array:
     return jnp.matmul(x.mean, y.mean.T, precision=dtypes.HIGHEST)
 
 
-def log_likelihood(x: Gaussian, y: Gaussian) -> Array:
+def log_likelihood(x: Gaussian, y: Gaussian, cfg: Config) -> Array:
     """Log expected likelihood per dimension, [n, m]."""
-    return expected_likelihood(x.mean, x.log_var, y.mean, y.log_var) / x.mean.shape[-1]
+    if cfg.spherical:
+        total = spherical_likelihood(x.mean, x.log_var[:, 0], y.mean, y.log_var[:, 0])
+    else:
+        total = expected_likelihood(x.mean, x.log_var, y.mean, y.log_var)
+    return total / x.mean.shape[-1]
 
 
 def objective_terms(
@@ -483,8 +491,8 @@ def objective_terms(
             ),
             ("text_to_image", here.caption, everywhere.image, to_image(here.captions)),
         ):
-            compare = log_likelihood if cfg.method == "likelihood" else cosine
-            terms[name] = Term(losses.cross_entropy(scale * compare(x, y), pairs), len(x.mean), 0.5)
+            scores = log_likelihood(x, y, cfg) if cfg.method == "likelihood" else cosine(x, y)
+            terms[name] = Term(losses.cross_entropy(scale * scores, pairs), len(x.mean), 0.5)
 
     if here.image_scale is not None and here.caption_scale is not None:
         for name, gaussian, log_scale, rows in (
@@ -591,6 +599,8 @@ def make(cfg: Mapping[str, Any]) -> Task:
             return query.samples.sum(1) @ gallery.samples.sum(1).T
         if config.score == "csd":
             return -csd(query.mean, query.log_var, gallery.mean, gallery.log_var)
-        return (log_likelihood if config.score == "likelihood" else cosine)(query, gallery)
+        if config.score == "likelihood":
+            return log_likelihood(query, gallery, config)
+        return cosine(query, gallery)
 
     return Task(init, loss, {"image": encode_image, "text": encode_text}, score)

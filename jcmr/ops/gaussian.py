@@ -48,6 +48,17 @@ def expected_likelihood(x: Array, x_log_var: Array, y: Array, y_log_var: Array) 
     return likelihood(x, jnp.exp(x_log_var), y, jnp.exp(y_log_var))
 
 
+def spherical_likelihood(x: Array, x_log_var: Array, y: Array, y_log_var: Array) -> Array:
+    """`expected_likelihood` of Gaussians that are equally wide in all directions, [n, m].
+
+    One matrix product. Log variances are [n] and [m].
+    """
+    variances = (jnp.exp(dtypes.at_least_float32(v)) for v in (x_log_var, y_log_var))
+    x_variance, y_variance = variances
+    total = x_variance[:, None] + y_variance
+    return -0.5 * (squared_distances(x, y) / total + x.shape[-1] * jnp.log(total))
+
+
 @jax.custom_vjp
 def likelihood(x: Array, x_var: Array, y: Array, y_var: Array) -> Array:
     """`expected_likelihood` of variances, a row at a time; see its gradient below."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from jcmr.core.clock import clock
+
 
 def write_json(path: Path, content: object) -> None:
     """Writes `content` as JSON, atomically: a reader sees the old file or the new one."""
@@ -54,16 +56,6 @@ class RunLog:
         """Flushes and closes both."""
         self._file.close()
         self._board.close()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person would say them: 42s, 3m20s, 2h05m."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 class Progress:

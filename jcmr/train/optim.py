@@ -25,6 +25,8 @@ class StageConfig:
     schedule: str = "cosine"
     """"constant"; "cosine" to 0 by steps, or once an epoch as in most official code; "steps" times
     `decay_rate` after each of `decay_epochs`."""
+    schedule_epochs: int = 0
+    """Epochs until a cosine is at 0; 0 is the length of the stage."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     decay_epochs: tuple[int, ...] = ()
@@ -100,15 +102,16 @@ def make_schedule(
     config: StageConfig, num_steps: int, steps_per_epoch: int
 ) -> Callable[[Any], Any]:
     """Step of the stage -> learning rate."""
+    length = config.schedule_epochs * steps_per_epoch or num_steps
 
     def schedule(step: Any) -> Any:
         step = jnp.asarray(step, jnp.float32)
         epoch = jnp.floor(step / steps_per_epoch)
         rate = jnp.asarray(config.learning_rate, jnp.float32)
         if config.schedule == "cosine":
-            rate *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / num_steps, 1)))
+            rate *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / length, 1)))
         if config.schedule == "cosine_epochs":
-            rate *= 0.5 * (1 + jnp.cos(jnp.pi * epoch * steps_per_epoch / num_steps))
+            rate *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(epoch * steps_per_epoch / length, 1)))
         if config.schedule == "steps":
             passed = sum(epoch >= e for e in config.decay_epochs)
             rate *= config.decay_rate ** jnp.asarray(passed, jnp.float32)

@@ -16,7 +16,7 @@ from jcmr.core.types import RetrievalSplit
 from jcmr.data import text
 from jcmr.data.captions import CaptionPairs, CaptionSource, caption_split
 from jcmr.data.options import unpack
-from jcmr.data.records import ImageFiles
+from jcmr.data.records import image_files
 
 
 class FolderOptions(NamedTuple):
@@ -131,22 +131,18 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
         return tokens, np.asarray(owner, np.int32), raw
 
     tokens, owner, _ = tokens_of("train")
-    if config.vocabulary:
-        vocabulary = text.load_vocabulary(config.vocabulary)
-    else:
-        vocabulary = text.build_vocabulary(tokens, config.min_count)
+    vocabulary = text.get_vocabulary(config.vocabulary, tokens, config.min_count)
 
     def make_split(split: str) -> RetrievalSplit:
         if split not in splits:
             raise ValueError(f"{split_path} has no split {split!r}; it has {', '.join(splits)}.")
         tokens, owner, raw = tokens_of(split)
         ids = text.encode_all(tokens, vocabulary, config.max_words)
-        images = ImageFiles(folder, splits[split], config.image_size, blank=not config.strict)
-        paths = [str(folder / name) for name in splits[split]]
-        extras = {"captions": raw, "images": paths, "names": splits[split]}
+        images = image_files(folder, splits[split], config.image_size, blank=not config.strict)
+        extras = {"captions": raw, "images": images.stored, "names": splits[split]}
         return caption_split(split, images, ids, owner, extras)
 
-    images = ImageFiles(folder, splits["train"], config.image_size, whole=config.whole_image)
+    images = image_files(folder, splits["train"], config.image_size, whole=config.whole_image)
     ids = text.encode_all(tokens, vocabulary, config.max_words)
     train = CaptionPairs(images, ids, owner, config.captions_per_item, config.strict)
     return CaptionSource(

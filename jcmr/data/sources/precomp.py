@@ -169,8 +169,9 @@ def read_split(root: Path, split: str, captions_per_image: int, stem: bool = Fal
     repeated = len(captions) == rows and rows % k == 0 and (array[1:k] == array[:1]).all() and k > 1
     step = k if repeated else 1
     images = Regions(path, step)
+    names = read_names(root, split, len(images), (rows, len(captions)))
     owner = np.arange(len(captions), dtype=np.int32) // (len(captions) // len(images))
-    return Split(images, captions, tokens, owner, read_names(root, split, rows, len(images)))
+    return Split(images, captions, tokens, owner, names)
 
 
 def fold_protocols(
@@ -193,14 +194,17 @@ def fold_protocols(
     return found
 
 
-def read_names(root: Path, split: str, rows: int, images: int) -> list[str]:
-    """Names of the images of a split; their numbers where there is no file of names."""
+def read_names(root: Path, split: str, images: int, repeated: tuple[int, int]) -> list[str]:
+    """Names of the images of a split; their numbers where there is no file of names.
+
+    The file has a name for each image, or for each row of features or each caption (`repeated`).
+    """
     path = root / f"{split}_ids.txt"
     if not path.is_file():
         return [str(index) for index in range(images)]
     names = text.read_lines(path)
-    if len(names) not in (rows, images):
-        raise ValueError(f"{path} has {len(names)} names for {rows} rows of features.")
+    if len(names) not in (images, *repeated):
+        raise ValueError(f"{path} has {len(names)} names for {repeated[0]} rows of features.")
     return names[:: len(names) // images]
 
 
@@ -214,10 +218,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
     root = Path(config.dir)
     train = read_split(root, "train", config.captions_per_image, config.stem)
     shape = train.images.array.shape[1:]
-    if config.vocabulary:
-        vocabulary = text.load_vocabulary(config.vocabulary)
-    else:
-        vocabulary = text.build_vocabulary(train.tokens, config.min_count)
+    vocabulary = text.get_vocabulary(config.vocabulary, train.tokens, config.min_count)
 
     def make_split(name: str) -> RetrievalSplit:
         files = config.test_files if name == "test" else name
