@@ -4,10 +4,10 @@ Expects one file with image_*, tfidf_*, lda_* and labels_* of train and test; se
 
 python -m jcmr.launch --config=configs/gcn_wikipedia.py --config.data.file=wikipedia.npz
 
-Labels are used in training. Features and losses were picked by cross-validation on the training pairs
-with one seed, and only a few were tried. One filter a convolution dies in some seeds (a ReLU that
-is 0 on all words), so the default lets the words themselves pass beside the graph. `:paper` is the
-pairwise global loss and bilinear metric of the paper's line of work, without that.
+Labels are used in training. Features and losses were picked by cross-validation on the training
+pairs with one seed, and only a few were tried. One filter a convolution dies in some seeds (a ReLU
+that is 0 on all words), so the default lets the words themselves pass beside the graph. `:paper` is
+the pairwise global loss and bilinear metric of the paper's line of work, without that.
 """
 
 from ml_collections import ConfigDict
