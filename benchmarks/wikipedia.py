@@ -3,10 +3,10 @@
 python -m benchmarks.wikipedia --file=wikipedia.npz
 
 2,173 training and 693 test pairs, 10 classes; each test item queries all test items of the other
-modality, same class is relevant, mAP over the whole ranking. Settings of every row come from
-cross-validation on the training pairs; rows without labels were chosen by how often the own pair
-is among the nearest tenth. Test is looked at once a row and seed, at the end. Neural rows train in
-this process, from the configs, whole runs in one compiled scan.
+modality, same class is relevant, mAP over the whole ranking. Baselines pick their settings by
+cross-validation on the training pairs here; those of the neural rows are in their configs, compared
+by `cross_validate` (without labels: by `pair_rate`). Test is looked at once a row and seed, at the
+end. Neural rows train in this process, from the configs, whole runs in one compiled scan.
 """
 
 import argparse

@@ -52,7 +52,9 @@ class Config:
     dense: bool = False
     """Propagates by a matrix instead of along edges: for small vocabularies, and on TPU."""
     residual: bool = False
-    """Gives the dense layers the words themselves beside what the graph made of them."""
+    """Gives the dense layers the words themselves beside what the graph made of them. With one
+    filter a layer a text path without it can be dead from the start: signals are not negative, so
+    an unlucky kernel is below 0, and its ReLU 0, on every word."""
     embed_dim: int = 1024
     num_classes: int = 0
     score: str = "bilinear"
