@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.log_scale_start = -5.0
     config.model.vib_weight = 1e-4
     config.model.readout = "mean"
-    config.model.mask_true_positives = 0.7
+    config.model.mask_true_positives = 0.9
 
     main = ConfigDict()
     main.name = "main"
