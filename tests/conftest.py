@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Tests compile much and compute little. Processes that a test starts inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +14,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN_DIR = Path(os.environ.get("JCMR_GOLDEN_DIR", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture
+def optimized():
+    """Programs as users get them, for tests that count their memory or work."""
+    before = jax.config.jax_disable_most_optimizations  # pyright: ignore
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def golden_cases(system: str, prefix: str) -> list[Path]:

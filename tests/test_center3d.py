@@ -173,6 +173,7 @@ def compiled_cost(f, *args):
     return cost["flops"], compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimized")
 def test_edges_cost_a_twentieth_of_the_products_and_are_never_built():
     b, n, k, d, c = 2, 256, 20, 64, 64
     x = jax.random.normal(jax.random.key(0), (b, n, d))
@@ -219,6 +220,7 @@ def test_many_clouds_are_compared_a_few_at_a_time(monkeypatch):
     assert compiled_cost(in_parts, x)[1] < wide
 
 
+@pytest.mark.usefixtures("optimized")
 def test_kernels_are_correlated_once_a_face():
     """The official module takes four exponentials where one is enough."""
     b, f, kernels, vectors = 2, 50, 8, 4

@@ -62,6 +62,7 @@ def test_the_same_means_match_better_the_surer_they_are():
     assert np.all(np.diff(csd(x, x, np.full((9, 3), 5, np.float32), spread)[0]) > 0)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_gradient_holds_no_n_by_m_by_d():
     n, m, d = 64, 256, 128
     shapes = [jax.ShapeDtypeStruct((rows, d), np.float32) for rows in (n, n, m, m)]

@@ -220,6 +220,7 @@ def temporaries(size, reps, block):
     return analysis.temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimized")
 def test_graph_pattern_fits_in_memory():
     """512 items of 8 representations; unblocked one matrix of distances alone is 67 MB."""
     assert temporaries(512, 8, 64) <= 0.3e9

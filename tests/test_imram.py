@@ -71,6 +71,7 @@ def test_products_of_a_pair(steps, variant, limit):
     assert flops / (16 * 8) > 0.9 * limit * MEGA * (0.9 if steps == 2 else 1)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_training_memory_of_the_headline_configuration():
     """Batch 128 at d = 1024 and three steps, compiled for shapes alone."""
     task, shape = imram.make({"vocab_size": 8481}), jax.ShapeDtypeStruct
@@ -89,6 +90,7 @@ def test_training_memory_of_the_headline_configuration():
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * GIGA
 
 
+@pytest.mark.usefixtures("optimized")
 def test_evaluation_memory_does_not_grow_with_the_galleries():
     task = imram.make(SMALL)
     batch = {"regions": np.zeros((2, 9, 6), "f4"), "text": np.ones((2, 7), np.int32)}

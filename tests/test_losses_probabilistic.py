@@ -192,6 +192,7 @@ def slope(sizes, values):
     return np.polyfit(np.log(sizes), np.log(values), 1)[0]
 
 
+@pytest.mark.usefixtures("optimized")
 def test_memory_and_work_grow_with_the_pairs_of_samples():
     programs = {size: small_objective(size, features=8) for size in (32, 64, 128)}
     for measure in (temporaries, lambda program: program.cost_analysis()["flops"]):
@@ -199,6 +200,7 @@ def test_memory_and_work_grow_with_the_pairs_of_samples():
         assert abs(slope(list(programs), found) - 2) < 0.15, found
 
 
+@pytest.mark.usefixtures("optimized")
 def test_features_cost_one_product_and_a_few_copies_of_the_samples():
     narrow, wide = small_objective(64, features=256), small_objective(64, features=512)
     assert temporaries(narrow) <= 8e6
@@ -209,6 +211,7 @@ def test_features_cost_one_product_and_a_few_copies_of_the_samples():
     assert products < extra < 1.1 * products
 
 
+@pytest.mark.usefixtures("optimized")
 def test_memory_of_chunks_grows_with_the_columns():
     used = {size: temporaries(small_objective(size, chunk=8)) for size in (128, 256, 512)}
     assert abs(slope(list(used), list(used.values())) - 1) < 0.15, used

@@ -259,6 +259,7 @@ def test_one_compilation_a_shape(relations, num_devices):
     assert run(2) == sizes
 
 
+@pytest.mark.usefixtures("optimized")
 def test_memory_of_a_tile_does_not_grow_with_the_galleries():
     mesh = parallel.make_mesh(jax.devices()[:1])
 
