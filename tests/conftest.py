@@ -19,10 +19,10 @@ GOLDEN_DIR = Path(os.environ.get("JCMR_GOLDEN_DIR", Path(__file__).parent / "gol
 @pytest.fixture
 def optimized():
     """Programs as users get them, for tests that count their memory or work."""
-    before = jax.config.jax_disable_most_optimizations  # pyright: ignore
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 def golden_cases(system: str, prefix: str) -> list[Path]:
