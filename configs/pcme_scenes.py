@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.method = "likelihood"
     config.model.score = "likelihood"
     config.model.spherical = True
+    config.model.vagueness_penalty = 0.2
     config.model.num_samples = 4
     config.model.deterministic = False
     config.model.init_shift = 10.0
@@ -42,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.log_scale_start = -5.0
     config.model.vib_weight = 1e-4
     config.model.readout = "mean"
-    config.model.mask_true_positives = 0.9
+    config.model.mask_true_positives = True
 
     main = ConfigDict()
     main.name = "main"

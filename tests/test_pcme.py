@@ -177,6 +177,16 @@ def test_word_vectors(variables):
         pcme.with_word_vectors(variables, np.ones((20, 5)), found)
 
 
+def test_vagueness_counts_among_texts_and_not_among_images(variables, embedded):
+    """Scores of one text move together; those of surer texts less."""
+    how = {**SMALL, "score": "likelihood"}
+    image, text = embedded["image"], embedded["text"]
+    plain = pcme.make(how).score(variables, image, text)
+    judged = pcme.make({**how, "vagueness_penalty": 0.5}).score(variables, image, text)
+    expected = np.broadcast_to(0.5 * np.asarray(pcme.uncertainty(text)), plain.shape)
+    np.testing.assert_allclose(plain - judged, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_point_has_no_likelihood():
     with pytest.raises(ValueError, match="'infonce'"):
         pcme.make({"method": "likelihood", "deterministic": True})

@@ -110,8 +110,8 @@ def binary_cross_entropy(logits: Array, targets: Targets) -> Array:
 
 
 def pair_sum(losses: Array, targets: Targets) -> Array:
-    """Sum of losses [n, m] over the pairs that count, as much as they do."""
-    return jnp.sum(jnp.where(targets.valid > 0, losses * targets.valid, 0.0))
+    """Sum of losses [n, m] over the pairs that count."""
+    return jnp.sum(jnp.where(targets.valid, losses, 0.0))
 
 
 def pseudo_positives(logits: Array, targets: Targets) -> Targets:
@@ -126,17 +126,12 @@ def pseudo_positives(logits: Array, targets: Targets) -> Targets:
 
 
 def cross_entropy(logits: Array, targets: Targets) -> Array:
-    """Sum over rows of the cross-entropy of columns (InfoNCE); matches share a row's target.
-
-    A pair that counts half is half a column.
-    """
-    counts = targets.valid > 0
-    logits = dtypes.at_least_float32(logits) + jnp.log(jnp.where(counts, targets.valid, 1.0))
-    logits = jnp.where(counts, logits, -jnp.inf)
-    share = jnp.where(counts, targets.positive, 0.0)
+    """Sum over rows of the cross-entropy of columns (InfoNCE); matches share a row's target."""
+    logits = jnp.where(targets.valid, dtypes.at_least_float32(logits), -jnp.inf)
+    share = jnp.where(targets.valid, targets.positive, 0.0)
     share = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
     log_probability = jax.nn.log_softmax(logits, axis=1)
-    return -jnp.sum(jnp.where(counts, share * log_probability, 0.0))
+    return -jnp.sum(jnp.where(targets.valid, share * log_probability, 0.0))
 
 
 def divergence(mean: Array, log_var: Array) -> Array:

@@ -49,14 +49,14 @@ class Targets(NamedTuple):
     positive: Array
     """Share of the pair that matches: 0 or 1 unless images are mixed or labels smoothed."""
     valid: Array
-    """False where a pair is left out; or how much it counts, 0 to 1."""
+    """False where a pair is left out."""
 
 
 def pair_targets(
     images: Side,
     captions: Side,
     duplicates: str = "positive",
-    mask_true_positives: float = 0.0,
+    mask_true_positives: bool = False,
     own_share: Array | None = None,
     num_rows: int = 0,
     label_smoothing: float = 0.0,
@@ -68,8 +68,7 @@ def pair_targets(
       captions: columns.
       duplicates: what a pair is whose image is in the batch twice: "positive", "masked", or
         "negative" as in most official code.
-      mask_true_positives: by how much pairs that match by their codes without being own pairs
-        count less; 1 leaves them out.
+      mask_true_positives: leaves out pairs that match by their codes without being own pairs.
       own_share: [n], what mixed images kept of themselves (`ops.mixing`), None without mixing; the
         rest belongs to the mirrored row.
       num_rows: of the global batch; needed with `own_share`.
@@ -97,13 +96,10 @@ def pair_targets(
             raise ValueError(
                 "True positives can only be masked where the data says what an image shows: the "
                 "batch has no 'scene_code' and 'caption_code'. Set "
-                "config.model.mask_true_positives to 0."
+                "config.model.mask_true_positives to False."
             )
-        accidental = injective_match(captions.code[None, :], images.code[:, None]) & (positive <= 0)
-        if mask_true_positives == 1:
-            valid &= ~accidental
-        else:
-            valid *= 1.0 - mask_true_positives * accidental
+        match = injective_match(captions.code[None, :], images.code[:, None])
+        valid &= ~match | (positive > 0)
     if label_smoothing:
         positive = label_smoothing + (1 - 2 * label_smoothing) * positive
     return Targets(positive, valid)

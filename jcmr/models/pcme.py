@@ -61,6 +61,10 @@ class Config:
     score: str = "matching_prob"
     """"matching_prob" or "matmul" over all pairs of samples, "csd" (minus the expected squared
     distance), "likelihood", or "cosine" of the means."""
+    vagueness_penalty: float = 0.0
+    """What the score "likelihood" takes off a text for each unit of its log variance. Images are
+    ranked for a text as without it; among texts for an image, of two that are as true the one wins
+    that says more."""
     init_shift: float = 15.0
     init_negative_scale: float = 15.0
     vib_weight: float = 1e-5
@@ -81,9 +85,9 @@ class Config:
     """Counts the symmetric matching loss twice, as image to text and as text to image."""
     duplicates: str = "positive"
     """Pairs whose images have the same id in one batch: "positive", "masked" or "negative"."""
-    mask_true_positives: float = 0.0
-    """By how much pairs that match although the caption was written for another image count less,
-    1 leaves them out; needs the batch's "scene_code" and "caption_code"."""
+    mask_true_positives: bool = False
+    """Masks pairs that match although the caption was written for another image; needs the
+    batch's "scene_code" and "caption_code"."""
     readout: str = "ends"
     """Of the GRU: see `gru.read_out`."""
     scale: str = "log_var"
@@ -599,7 +603,9 @@ def make(cfg: Mapping[str, Any]) -> Task:
         if config.score == "csd":
             return -csd(query.mean, query.log_var, gallery.mean, gallery.log_var)
         if config.score == "likelihood":
-            return log_likelihood(query, gallery, config)
+            # Images are always the query, see `Task.score`.
+            vagueness = config.vagueness_penalty * uncertainty(gallery)
+            return log_likelihood(query, gallery, config) - vagueness
         return cosine(query, gallery)
 
     return Task(init, loss, {"image": encode_image, "text": encode_text}, score)
