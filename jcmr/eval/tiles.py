@@ -45,7 +45,7 @@ def tiled(x: np.ndarray, tile: int, fill: int | None = None) -> np.ndarray:
     """[n, ...] as [t, r, ...], filled up with `fill` or else with the last item."""
     missing = -len(x) % tile
     rest = np.repeat(x[-1:], missing, axis=0) if fill is None else np.full(missing, fill, x.dtype)
-    return np.concatenate([x, rest]).reshape(-1, tile, *x.shape[1:])
+    return np.concatenate([x, rest]).reshape(-(-len(x) // tile), tile, *x.shape[1:])
 
 
 def make_side(
