@@ -117,8 +117,10 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"{saved['vocabulary']}, now {now['vocabulary']}): its word vectors would belong to "
             f"the wrong words. Use the data and vocabulary of the run, or a new --workdir."
         )
+    task = importlib.import_module(f"jcmr.models.{now['config']['task']}")
+    free = getattr(task, "SCORE_OPTIONS", ())  # what training does not depend on
     for key, value in saved["config"]["model"].items():
-        if now["config"]["model"].get(key) != value:
+        if key not in free and now["config"]["model"].get(key) != value:
             raise ValueError(
                 f"The checkpoint was trained with config.model.{key} = {value!r}, the config now "
                 f"says {now['config']['model'].get(key)!r}. Use the same value, or a new --workdir."

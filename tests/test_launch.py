@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,17 @@ def test_evaluating_again_gives_the_same_numbers(finished, cache):
     done = run("--mode=eval", f"--config={SCENES}", f"--workdir={finished}", cache=cache)
     assert done.returncode == 0, done.stderr
     assert json.loads((finished / "results.json").read_text()) == before
+
+
+def test_a_run_can_be_evaluated_with_another_score(finished, cache, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    options = "--mode=eval", f"--config={SCENES}", f"--workdir={tmp_path / 'run'}"
+    done = run(*options, "--config.model.score=cosine", cache=cache)
+    assert done.returncode == 0, done.stderr
+    before, now = (
+        json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "run")
+    )
+    assert before.keys() == now.keys() and before != now
 
 
 @pytest.mark.parametrize(

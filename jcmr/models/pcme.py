@@ -119,6 +119,8 @@ PARITY = {
     "both_directions": True,
     "duplicates": "negative",
 }
+SCORE_OPTIONS = ("score", "vagueness_penalty")
+"""What a trained run can be evaluated with another value of."""
 CHOICES = {
     "image": (*(f"resnet{depth}" for depth in resnet.STAGES), "compact", "regions"),
     "text": ("gru", "bag"),
