@@ -18,7 +18,9 @@ GOLDEN_DIR = Path(os.environ.get("JCMR_GOLDEN_DIR", Path(__file__).parent / "gol
 
 @pytest.fixture
 def optimized():
-    """Programs as users get them, for tests that count their memory or work."""
+    """Programs as users get them, for tests that count their memory or work, or stand on the edge
+    of a maximum as some goldens do.
+    """
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
@@ -48,3 +50,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc):
 def pytest_configure(config: pytest.Config):
     """Declares the marker that parametrizes a test over golden files."""
     config.addinivalue_line("markers", "golden(system, *prefixes): run on each golden file")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Golden tests run what users run."""
+    for item in items:
+        if item.path.name.startswith("test_golden"):
+            item.add_marker(pytest.mark.usefixtures("optimized"))
