@@ -27,6 +27,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", quickly)
 
 
+@pytest.fixture(autouse=True)
+def goldens_as_users_run_them(request: pytest.FixtureRequest):
+    """Optimizes in the golden tests."""
+    if request.path.name.startswith("test_golden"):
+        request.getfixturevalue("optimized")
+
+
 def golden_cases(system: str, prefix: str) -> list[Path]:
     """The golden files `<system>/<prefix>*.npz`, sorted by name."""
     return sorted((GOLDEN_DIR / system).glob(f"{prefix}*.npz"))
@@ -50,10 +57,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc):
 def pytest_configure(config: pytest.Config):
     """Declares the marker that parametrizes a test over golden files."""
     config.addinivalue_line("markers", "golden(system, *prefixes): run on each golden file")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """Golden tests run what users run."""
-    for item in items:
-        if item.path.name.startswith("test_golden"):
-            item.add_marker(pytest.mark.usefixtures("optimized"))
