@@ -113,7 +113,7 @@ def draw_retrievals(split: RetrievalSplit, results: Results, path: Path) -> None
                 axes[NUM_QUERIES + row, 1 + place], picture(results.top["t2i"][text, place]), hit
             )
     axes[0, 0].set_title("image query")
-    axes[0, 1].set_title("best captions, best first (green: true, red: not)")
+    axes[0, 1].set_title("best captions")
     axes[NUM_QUERIES, 0].set_title("caption query")
     axes[NUM_QUERIES, 1].set_title("best images")
     save(figure, path)
@@ -172,10 +172,10 @@ def draw_extremes(split: RetrievalSplit, results: Results, path: Path, num: int 
                 show_image(axis, images[int(item)]["image"], None)
             else:
                 show_text(axis, captions[item], None)
-        title = f"{'least' if least else 'most'} certain {name}s, with their number of matches"
-        axes[row, 0].set_title(title)
+        axes[row, 0].set_title(f"{'least' if least else 'most'} certain {name}s")
         for axis, item in zip(axes[row], order[::-1] if least else order):
-            axis.set_xlabel(str(results.num_matches[name][item]))
+            number = results.num_matches[name][item]
+            axis.set_xlabel(f"{number} match" + "es" * (number != 1))
     save(figure, path)
 
 
