@@ -175,7 +175,7 @@ def draw_extremes(split: RetrievalSplit, results: Results, path: Path, num: int 
         axes[row, 0].set_title(f"{'least' if least else 'most'} certain {name}s")
         for axis, item in zip(axes[row], order[::-1] if least else order):
             number = results.num_matches[name][item]
-            axis.set_xlabel(f"{number} match" + "es" * (number != 1))
+            axis.set_xlabel(f"{number} {'match' if number == 1 else 'matches'}")
     save(figure, path)
 
 
