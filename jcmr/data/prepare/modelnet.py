@@ -24,6 +24,10 @@ from jcmr.data.points import unit_sphere
 from jcmr.data.rasterize import render
 from jcmr.data.simplify import load_mesh, simplified
 
+ORIGIN = (
+    "ModelNet10 and ModelNet40 come from https://modelnet.cs.princeton.edu; unpack the zip and give "
+    "its folder as --off."
+)
 PARTS = ("train", "test")
 ROWS_PER_FILE = 2048
 ELEVATION = np.pi / 6
@@ -47,8 +51,7 @@ def find_objects(folder: Path) -> dict[str, list[Path]]:
     found = {part: sorted(folder.glob(f"*/{part}/*.off")) for part in PARTS}
     if not found["train"] and not found["test"]:
         raise FileNotFoundError(
-            f"{folder} holds no <class>/train/<object>.off or <class>/test/<object>.off; give "
-            f"--off the folder of ModelNet10 or ModelNet40."
+            f"{folder} holds no <class>/train/<object>.off or <class>/test/<object>.off. {ORIGIN}"
         )
     return found
 
