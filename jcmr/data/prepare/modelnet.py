@@ -25,8 +25,8 @@ from jcmr.data.rasterize import render
 from jcmr.data.simplify import load_mesh, simplified
 
 ORIGIN = (
-    "ModelNet10 and ModelNet40 come from https://modelnet.cs.princeton.edu; unpack the zip and give "
-    "its folder as --off."
+    "ModelNet10 and ModelNet40 come from https://modelnet.cs.princeton.edu; unpack the zip and "
+    "give its folder as --off."
 )
 PARTS = ("train", "test")
 ROWS_PER_FILE = 2048
