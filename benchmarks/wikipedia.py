@@ -23,6 +23,7 @@ from benchmarks import record
 from benchmarks.baselines import wikipedia as baselines
 from jcmr import launch
 from jcmr.core.types import RetrievalSplit, split_list
+from jcmr.serve import runs
 from jcmr.train.state import init_state, make_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ class Runner:
 
     def __init__(self, config: Any):
         self.config, self.batch_size = config, config.train.batch_size
-        self.source, self.task = launch.build(config)
+        self.source, self.task = runs.build(config)
         self.columns = jax.device_put(dict(self.source.train.columns))  # pyright: ignore
         self.score = jax.jit(self._score)
         self.run = jax.jit(self._run, static_argnames="num_steps")

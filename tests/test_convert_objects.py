@@ -8,11 +8,11 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from jcmr import launch
 from jcmr.convert.dgcnn import convert_dgcnn
 from jcmr.convert.folder import load_converted
 from jcmr.convert.meshnet import convert_meshnet
 from jcmr.models import center3d
+from jcmr.serve import runs
 from tests.conftest import golden_cases, load_golden
 from tests.test_center3d import SMALL, make_batch
 from tests.test_convert import run
@@ -73,7 +73,7 @@ def test_towers_start_from_converted_weights(states, tmp_path: Path):
     task = center3d.make({**SMALL, **options})
     batch = {name: make_batch()[name] for name in ("points", "label")}
     ours = traverse_util.flatten_dict(jax.eval_shape(task.init, jax.random.key(0), batch), sep="/")
-    theirs = launch.weights_at(str(out), "points")
+    theirs = runs.weights_at(str(out), "points")
     assert theirs and all(ours[name].shape == x.shape for name, x in theirs.items())
     tower = {name for name in ours if "/points/" in name}
     assert tower == theirs.keys()

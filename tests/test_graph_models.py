@@ -13,6 +13,7 @@ from jcmr.data import word_graph
 from jcmr.data.records import take
 from jcmr.data.sources import features
 from jcmr.models import gcn_text, gpldan
+from jcmr.serve import runs
 from tests.test_pcme import assert_close, make_step
 from tests.test_sources_features import CLASSES, WORDS, arrays
 
@@ -209,7 +210,7 @@ def test_configs_that_say_unsupervised_never_read_labels(file):
         config = read_config(path.stem)
         if config.data.get("supervision") == "unsupervised":
             config.data.file = file
-            source, _ = launch.build(config)
+            source, _ = runs.build(config)
             assert set(take(source.train, np.arange(2))) == {"features", "text", "id"}
             assert "num_classes" not in source.info
             told.append(path.stem)

@@ -12,6 +12,7 @@ import scipy.linalg
 from jcmr import launch
 from jcmr.data.sources import precomp
 from jcmr.models import pcme
+from jcmr.serve import runs
 from jcmr.train import linear_start
 from tests.test_launch import parameters
 
@@ -181,7 +182,7 @@ def test_the_config_runs_and_keeps_the_means_of_its_start(folder, source, tmp_pa
     launch.run_train(config, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["test/i2t/r@10"] > 2 * 100 * 10 / 40 and results["test/t2i/r@1"] > 2 * 100 / 8
-    stemmed, _ = launch.build(config)
+    stemmed, _ = runs.build(config)
     want = linear_start.fit(
         stemmed.train, stemmed.info["vocab_size"], config.model.embed_dim, config.train.cca
     )

@@ -11,6 +11,7 @@ import pytest
 from jcmr import launch
 from jcmr.core import parallel
 from jcmr.eval import ensemble
+from jcmr.serve import runs
 from tests.toy import make_batch, make_toy
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def test_a_run_and_an_ensemble_with_itself(data, tmp_path, capsys, monkeypatch):
         both = [f"{protocol}/{d}/r@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)]
         assert results[f"{protocol}/rsum"] == pytest.approx(sum(results[n] for n in both))
     config.eval.ensemble = (str(workdir),)
-    source, task = launch.build(config)
+    source, task = runs.build(config)
     launch.run_eval(config, workdir, source, task)
     together = json.loads((workdir / "ensemble.json").read_text())
     assert together.pop("members") == [str(workdir)] * 2

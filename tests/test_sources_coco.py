@@ -22,6 +22,7 @@ from jcmr.data.eccv_caption import load_matches
 from jcmr.data.loader import make_loader
 from jcmr.data.sources import coco
 from jcmr.eval import retrieval
+from jcmr.serve import runs
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import read_records
 from tests.miniatures import coco_command, table_task, write_coco, write_glove
@@ -219,7 +220,7 @@ def configured(folder: Path, **train):
 )
 def test_missing_data_is_explained(name, words):
     with pytest.raises(FileNotFoundError) as raised:
-        launch.build(configured(Path(name)) if name else get_config())
+        runs.build(configured(Path(name)) if name else get_config())
     assert launch.ours(raised.value)  # then the command line prints it and no traceback
     for word in words:
         assert word in str(raised.value)
@@ -305,17 +306,17 @@ def test_it_trains_evaluates_and_resumes(data, tmp_path):
     text.save_vocabulary(tmp_path / "permuted.json", permuted)
     config = configured(data)
     config.data.vocabulary = str(tmp_path / "permuted.json")
-    source, task = launch.build(config)
+    source, task = runs.build(config)
     mesh = parallel.make_mesh(jax.devices()[:1])
     with pytest.raises(ValueError, match="trained with another vocabulary"):
-        launch.restore_variables(config, workdir, source, task, mesh)
+        runs.restore_variables(config, workdir, source, task, mesh)
 
 
 def test_word_vectors_must_be_there_and_fit(data, tmp_path):
-    source, _ = launch.build(configured(data))
+    source, _ = runs.build(configured(data))
     table = {"params": {"text": {"embed": {"embedding": np.zeros((len(source.vocabulary), 16))}}}}
     with pytest.raises(FileNotFoundError, match=r"There is no .*glove.*https://nlp.stanford.edu"):
-        launch.with_glove(table, configured(data, glove=str(tmp_path / "glove")), source)
+        runs.with_glove(table, configured(data, glove=str(tmp_path / "glove")), source)
     glove = write_glove(tmp_path / "glove", ["picture"], 3)
     with pytest.raises(ValueError, match=r"Set config.model.word_dim to 3"):
-        launch.with_glove(table, configured(data, glove=str(glove)), source)
+        runs.with_glove(table, configured(data, glove=str(glove)), source)

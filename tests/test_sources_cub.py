@@ -13,6 +13,7 @@ from jcmr.data import image
 from jcmr.data.loader import make_loader
 from jcmr.data.sources import cub
 from jcmr.eval import retrieval
+from jcmr.serve import runs
 from jcmr.train.state import init_state, make_train_step
 from tests.miniatures import cub_command, table_task, write_cub
 
@@ -81,7 +82,7 @@ def test_missing_data_is_explained(tmp_path):
     config = get_config()
     config.data.dir = str(tmp_path)
     with pytest.raises(FileNotFoundError) as raised:
-        launch.build(config)
+        runs.build(config)
     for words in ("prepared.json", "vision.caltech.edu", "reedscot", "python -m jcmr.prepare cub"):
         assert words in str(raised.value)
 
@@ -90,7 +91,7 @@ def test_the_config_fits_the_data(data):
     """Both stages are traced, without the minutes that compiling them would take."""
     config = get_config("smoke")
     config.data.dir = str(data)
-    source, task = launch.build(config)
+    source, task = runs.build(config)
     reader = launch.make_reader(config, source)
     stages = launch.plan(config, reader.steps_per_epoch)
     assert [(stage.name, stage.start, stage.end) for stage in stages] == [

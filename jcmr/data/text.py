@@ -179,21 +179,6 @@ def fingerprint(vocabulary: Mapping[str, int]) -> str:
     return f"{len(vocabulary)}-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
-def check_vocabulary(vocabulary: Mapping[str, int], expected: str, where: str) -> None:
-    """Compares a vocabulary with the fingerprint that was stored `where`, for instance in a run.
-
-    Raises:
-      ValueError: they differ: the ids of one would be read with the meaning of the other.
-    """
-    found = fingerprint(vocabulary)
-    if found != expected:
-        raise ValueError(
-            f"The vocabulary does not fit: {where} was trained with {expected.split('-')[0]} words "
-            f"(fingerprint {expected}), this one has {len(vocabulary)} ({found}). Set "
-            f"config.data.vocabulary to the file of that run."
-        )
-
-
 def encode(tokens: Sequence[str], vocabulary: Mapping[str, int], max_words: int) -> np.ndarray:
     """Ids of one caption, start and end added, cut or padded with 0 to int32 [max_words].
 
