@@ -13,6 +13,7 @@ from jcmr import launch
 from jcmr.core import parallel
 from jcmr.models import dxr
 from jcmr.models.encoders import bert
+from jcmr.train import optim
 from jcmr.train.state import init_state, make_train_step, objective
 from tests.test_pcme import MAPPERS, assert_close, items, make_batch
 
@@ -54,6 +55,10 @@ def test_devices_do_not_matter(name):
         assert_close(trained(cfg, 8, how), one, 2e-5)
 
 
+BATCH = make_batch(num_captions=1)
+INPUTS = items(BATCH)
+
+
 @pytest.fixture(scope="module")
 def task():
     return dxr.make(SMALL)
@@ -61,79 +66,72 @@ def task():
 
 @pytest.fixture(scope="module")
 def variables(task):
-    return task.init(jax.random.key(0), make_batch())
+    return task.init(jax.random.key(0), BATCH)
 
 
 @pytest.fixture(scope="module")
-def embedded(task, variables):
-    inputs = items(make_batch())
-    return {name: jax.jit(task.encode[name])(variables, inputs[name]) for name in inputs}
+def encode(task, variables):
+    jitted = {name: jax.jit(encode) for name, encode in task.encode.items()}
+    return lambda name, inputs: np.asarray(jitted[name](variables, inputs))
 
 
-def test_an_item_embeds_the_same_in_any_batch_and_with_any_padding(task, variables, embedded):
-    inputs, some = items(make_batch()), np.array([9, 2, 5])
-    for name, whole in embedded.items():
-        part = jax.tree.map(lambda x: x[some], inputs[name])
-        if name == "text":
-            part["text"] = np.pad(part["text"], ((0, 0), (0, 3)))
-        assert_close(jax.jit(task.encode[name])(variables, part), whole[some])
-        np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, rtol=1e-5)
-    empty = {"text": np.zeros((2, 5), np.int32)}
-    assert np.isfinite(task.encode["text"](variables, empty)).all()
+@pytest.fixture(scope="module")
+def embedded(encode):
+    return {name: encode(name, INPUTS[name]) for name in INPUTS}
 
 
-def test_the_order_of_words_and_of_the_grid_matters(task, variables, embedded):
-    inputs = items(make_batch())
-    turned = {"regions": inputs["image"]["regions"][:, ::-1]}
-    assert np.abs(task.encode["image"](variables, turned) - embedded["image"]).max() > 1e-3
-    text = np.tile(np.arange(1, 6), (2, 1))
-    text[1, 1:4] = text[1, 3:0:-1]
-    first, second = task.encode["text"](variables, {"text": text})
-    assert np.abs(first - second).max() > 1e-3
+def test_texts_embed_the_same_in_any_batch_and_with_any_padding(encode, embedded):
+    words = np.arange(1, 7)
+    turned = words[[0, 3, 2, 1, 4, 5]]
+    text = np.stack([*INPUTS["text"]["text"][[9, 2, 5]], 0 * words, words, turned])
+    found = encode("text", {"text": np.pad(text, ((0, 0), (0, 3)))})
+    assert_close(found[:3], embedded["text"][[9, 2, 5]])
+    np.testing.assert_allclose(np.linalg.norm(found[:3], axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found[3], 0)  # a text of no words
+    assert np.abs(found[4] - found[5]).max() > 1e-3  # the order of words matters
 
 
-def losses(cfg, variables, batch):
-    task = dxr.make({**SMALL, **cfg})
-    terms, _ = task.loss(variables, batch, jax.random.key(0), None)
-    return float(objective(terms, None)), task
+def test_images_embed_the_same_in_any_batch(encode, embedded):
+    regions = INPUTS["image"]["regions"]
+    found = encode("image", {"regions": np.stack([regions[9], regions[2], regions[9, ::-1]])})
+    assert_close(found[:2], embedded["image"][[9, 2]])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    assert np.abs(found[2] - found[0]).max() > 1e-3  # so does where a token is
 
 
-def test_the_loss_against_a_naive_one(task, variables):
-    """Each pair on its own in float64: hinge with and without what the official code lacks."""
-    batch = {**make_batch(8, 2), "id": np.array([0, 1, 2, 0, 4, 5, 6, 7], np.int32)}
-    images = np.asarray(task.encode["image"](variables, batch), np.float64)
-    flat = batch["text"].reshape(16, -1)
-    texts = np.asarray(task.encode["text"](variables, {"text": flat}), np.float64)
-    scores, owner = images @ texts.T, np.arange(16) // 2
+def naive_hinge(scores, ids, groups):
+    """Sums over pairs, one at a time, of the (hardest, all) mismatches among rows of a group."""
+    num, found = len(scores), np.zeros(2)
+    for i in range(num):
+        others = [
+            k for k in range(num) if ids[k] != ids[i] and k * groups // num == i * groups // num
+        ]
+        for line in (scores[i], scores[:, i]):
+            violations = [max(0.0, 0.2 + line[k] - line[i]) for k in others]
+            found += max(violations), sum(violations)
+    return found
 
-    def naive(duplicates, groups, hardest):
-        total = 0.0
-        for j, i in enumerate(owner):
-            group = lambda row: row * groups // 8
-            ids = np.arange(8) if duplicates == "negative" else batch["id"]
-            row = [
-                max(0, 0.2 + scores[i, k] - scores[i, j])
-                for k, other in enumerate(owner)
-                if ids[other] != ids[i] and group(other) == group(i)
-            ]
-            column = [
-                max(0, 0.2 + scores[k, j] - scores[i, j])
-                for k in range(8)
-                if ids[k] != ids[i] and group(k) == group(i)
-            ]
-            total += max(row) + max(column) if hardest else sum(row) + sum(column)
-        return total
+
+def test_the_loss_against_a_naive_one(variables, embedded):
+    scores = embedded["image"].astype(np.float64) @ embedded["text"].T
+
+    def loss(cfg, variables):
+        task = dxr.make({**SMALL, **cfg})
+        run = lambda v: objective(task.loss(v, BATCH, jax.random.key(0), None)[0], None)
+        return float(jax.jit(run)(variables))
 
     official = {"reduction": "sum", "duplicates": "negative", "negative_groups": 2}
-    assert losses(official, variables, batch)[0] == pytest.approx(naive("negative", 2, True), 1e-4)
-    soft = losses({"warmup_steps": 4}, {**variables, "schedule": {"step": 1.0}}, batch)[0]
-    expected = naive("masked", 1, True) / 4 + naive("masked", 1, False) * 3 / 4
-    assert soft == pytest.approx(expected / 16, 1e-4)
+    hardest, _ = naive_hinge(scores, np.arange(16), 2)
+    assert loss(official, variables) == pytest.approx(hardest, rel=1e-4)
+    hardest, total = naive_hinge(scores, BATCH["id"], 1)
+    warm = {**variables, "schedule": {"step": np.float32(1)}}
+    expected = (hardest / 4 + total * 3 / 4) / 16
+    assert loss({"warmup_steps": 4}, warm) == pytest.approx(expected, rel=1e-4)
 
 
-def test_official_images_keep_their_length(variables):
+def test_official_conventions(variables):
     task = dxr.make({**SMALL, "normalise_images": False})
-    lengths = np.linalg.norm(task.encode["image"](variables, make_batch()), axis=1)
+    lengths = np.linalg.norm(jax.jit(task.encode["image"])(variables, INPUTS["image"]), axis=1)
     assert np.ptp(lengths) > 1e-3
     config = dxr.make_config({"parity": True, "normalise_images": True})
     assert (config.normalise_images, config.pool, config.reduction) == (False, "attention", "sum")
@@ -170,11 +168,27 @@ def test_scenes_from_config_to_results(tmp_path, monkeypatch):
     assert 0 <= results["test/i2t/hit@1"] <= 1 and results["test/rsum"] > 0
 
 
+@pytest.mark.parametrize("name", ["dxr_coco", "dxr_f30k", "dxr_flickr8k"])
+def test_configs_fit_their_models(name):
+    """Shapes alone: the options, the patterns of the optimizer, and both sides in one space."""
+    for arg in ("", "smoke") if name == "dxr_flickr8k" else ("official", "smoke"):
+        config = get_config(name, arg)
+        dxr.make_config({**config.model, "vocab_size": 20})
+        model = {**get_config(name, "smoke").model, "vocab_size": 20}
+        batch = {**BATCH, "image": np.zeros((16, 64, 64, 3), np.float32)}
+        variables = jax.eval_shape(dxr.make(model).init, jax.random.key(0), batch)
+        for stage in config.train.stages:
+            fields = {n: x for n, x in stage.items() if n not in ("name", "num_epochs")}
+            optim.make_optimizer(optim.stage_config(fields), 10, variables["params"])
+
+
 def test_every_fix_of_scenes_has_a_row():
-    with pytest.raises(ValueError, match="dxr_scenes has :official, :smoke and :without_ one of"):
+    with pytest.raises(
+        ValueError, match="dxr_scenes has :official, :hinge, :smoke and :without_ one of"
+    ):
         get_config("dxr_scenes", "without_luck")
     whole = get_config("dxr_scenes", "").to_dict()
-    for fix in ("unit_images", "soft_start", "pixel_scale", "many_captions", "multi_head_pool",
+    for fix in ("unit_images", "soft_loss", "pixel_scale", "many_captions", "multi_head_pool",
                 "global_negatives"):  # fmt: skip
         config = get_config("dxr_scenes", f"without_{fix}")
         assert config.to_dict() != whole
