@@ -19,7 +19,7 @@ def make_tokenizer(pieces: tuple[str, ...], max_words: int) -> Any:
       ImportError: the library is not installed.
     """
     try:
-        from tokenizers.implementations import BertWordPieceTokenizer
+        from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
     except ImportError as error:
         raise ImportError(
             "A WordPiece vocabulary needs the tokenizers library: `pip install 'jcmr[bert]'`."
