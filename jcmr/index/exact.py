@@ -137,8 +137,7 @@ def fold_shard(queries: Array, start: Array, end: Array, block: Block, best: Top
         rows, scale, live = jax.tree.map(
             lambda x: lax.dynamic_slice_in_dim(x, i * tile, tile), block
         )
-        scores = jnp.where(live, tile_scores(rows, scale, queries), -jnp.inf)
-        return merge_tile(best, scores, first + i * tile)
+        return merge_tile(best, tile_scores(rows, scale, queries), live, first + i * tile)
 
     best = jax.tree.map(lambda x: x[0], best)
     best = one_tile(0, best) if tile == size else lax.fori_loop(0, num_tiles, one_tile, best)

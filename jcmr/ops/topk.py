@@ -44,7 +44,7 @@ SHARES = (8, 2, 1)
 """An eighth, a half or all of the rows look into a tile."""
 
 
-def merge_tile(best: TopK, scores: Array, first: Array | int) -> TopK:
+def merge_tile(best: TopK, scores: Array, allowed: Array, first: Array | int) -> TopK:
     """`merge_topk` of a tile whose column j is item first + j, for a fraction of its sorting.
 
     Columns are taken in groups. A row whose k-th best no maximum exceeds has nothing to gain and is
@@ -55,13 +55,15 @@ def merge_tile(best: TopK, scores: Array, first: Array | int) -> TopK:
     Args:
       best: [n, k], the payload int32 item numbers below `first`.
       scores: [n, c].
+      allowed: bool [c], the columns to choose from.
       first: item number of column 0.
     """
     num, size = scores.shape
     k = best.scores.shape[1]
+    masked = jnp.where(allowed, scores, -jnp.inf)
     if size % GROUP or size // GROUP <= k:
-        return merge_topk(best, scores, jnp.broadcast_to(first + jnp.arange(size), scores.shape))
-    maxima = jnp.max(scores.reshape(num, size // GROUP, GROUP), axis=2)
+        return merge_topk(best, masked, jnp.broadcast_to(first + jnp.arange(size), scores.shape))
+    maxima = jnp.max(masked.reshape(num, size // GROUP, GROUP), axis=2)
     gains = jnp.max(maxima, axis=1) > best.scores[:, -1]
 
     def merge_some(count: int) -> Callable[[TopK], TopK]:
@@ -70,7 +72,8 @@ def merge_tile(best: TopK, scores: Array, first: Array | int) -> TopK:
             inside = jnp.minimum(rows, num - 1)
             groups = jnp.sort(lax.top_k(maxima[inside], k)[1], axis=1)
             columns = (groups[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(count, k * GROUP)
-            kept = scores[inside[:, None], columns]
+            # Masked again, for keeping the masked tile would cost another pass over it.
+            kept = jnp.where(allowed[columns], scores[inside[:, None], columns], -jnp.inf)
             new = merge_topk(jax.tree.map(lambda x: x[inside], best), kept, first + columns)
             return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), best, new)
 
