@@ -46,6 +46,8 @@ def build(config: Config) -> tuple[Source, Task]:
     module = importlib.import_module(f"jcmr.models.{config.task}")
     if "graph" in config.model:
         return source, module.make(config.model, word_graph.build(source, config.model.graph))
+    if "num_answers" in config.model:
+        return source, module.make(config.model, source.answer_text)
     return source, module.make(config.model)
 
 
