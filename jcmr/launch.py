@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,39 +97,39 @@ def make_evaluate(task: Task, splits: Sequence[RetrievalSplit], config: Config, 
     return evaluate
 
 
-def make_dev_evaluate(task: Task, source: Any, config: Config, mesh: Mesh):
-    """`evaluate(variables)` on the dev split: metrics, for a source of galleries or questions."""
-    if hasattr(source, "questions"):
-        return make_question_evaluate(task, source, "dev", config, mesh)
-    evaluate = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
-    return lambda variables: evaluate(variables)[0]
+def make_dev_evaluate(
+    task: Task, source: Any, config: Config, mesh: Mesh
+) -> Callable[[Variables], dict[str, float]]:
+    """`evaluate(variables)` on the dev split of galleries or questions: its metrics."""
+    if not hasattr(source, "questions"):
+        of_galleries = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
+        return lambda variables: of_galleries(variables)[0]
+    of_questions = make_question_evaluate(task, source, "dev", config, mesh)
+
+    def evaluate(variables: Variables) -> dict[str, float]:
+        found = of_questions(variables).metrics
+        return {n if n.startswith("dev/") else f"dev/{n}": value for n, value in found.items()}
+
+    return evaluate
 
 
-def make_question_evaluate(task: Task, source: Any, split: str, config: Config, mesh: Mesh):
-    """`evaluate(variables)` on a split of questions: metrics of dev, all results of test."""
+def make_question_evaluate(
+    task: Task, source: Any, split: str, config: Config, mesh: Mesh
+) -> Callable[[Variables], vqa.Results]:
+    """`evaluate(variables)` on a split of questions; after a swap on the test split alone."""
     asked = source.questions(split)
     look_up = partial(source.look_up, asked) if hasattr(source, "look_up") else None
-    evaluate = vqa.make_evaluator(
-        task,
-        asked,
-        look_up,
-        len(source.answers),
-        config.eval,
-        augment.make_prepare(config.data),
-        mesh,
-        controls=split == "test",
-    )
-    if split == "test":
-        return evaluate
-    return lambda variables: {f"{split}/{n}": v for n, v in evaluate(variables).metrics.items()}
+    prepare, num = augment.make_prepare(config.data), len(source.answers)
+    controls = split == "test"
+    return vqa.make_evaluator(task, asked, look_up, num, config.eval, prepare, mesh, controls)
 
 
-def with_captions(config: Config, workdir: Path, source: Source, mesh: Mesh) -> Any:
+def with_captions(config: Config, workdir: Path, source: Any, mesh: Mesh) -> Any:
     """A source whose questions come with retrieved captions, where the config has a retriever.
 
     One that is not given is trained first, in `workdir`/retriever, or goes on where it stopped.
     """
-    if "retriever" not in config:
+    if not config.get("retriever") and "small_retriever" not in config:
         return source
     folder = workdir / "retriever"
     if not config.retriever and MODE.value == "train" and not (folder / "results.json").is_file():

@@ -17,7 +17,7 @@ of their own, the second is reached by a swap:
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from jcmr.eval.embed import Prepare, embed, encode_batch
 
 BACK = "back"
 """The first state again, after the swap."""
-CONTROLS = ("no_retrieval", "random", "oracle")
+CONTROLS, ORACLE = ("no_retrieval", "random"), "oracle"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _compilations = [0]
 
@@ -168,14 +168,13 @@ def hit_rates(split: QuestionSplit, oracle: np.ndarray, found: np.ndarray) -> di
     return values
 
 
-def states_of(split: QuestionSplit, controls: bool) -> list[str]:
-    """The states to answer in, in order: a swap, and back; then all others."""
+def states_of(split: QuestionSplit) -> list[str]:
+    """The states to answer in where captions are looked up: a swap, and back; then all others."""
     truths = list(split.truths)
-    if not split.oracle:
-        return truths[:1]
     back = [BACK] if len(truths) > 1 else []
     others = [name for name in split.oracle if name not in truths]
-    return [*truths, *back, *others, *CONTROLS] if controls else truths[:1]
+    oracle = [ORACLE] if split.oracle else []
+    return [*truths, *back, *others, *CONTROLS, *oracle]
 
 
 def read_options(cfg: Mapping[str, Any]) -> Options:
@@ -187,7 +186,9 @@ def read_options(cfg: Mapping[str, Any]) -> Options:
     for name in cfg:
         if name not in Options._fields:
             known = ", ".join(Options._fields)
-            raise ValueError(f"config.eval has no option {name!r} for questions; known are {known}.")
+            raise ValueError(
+                f"config.eval has no option {name!r} for questions; known are {known}."
+            )
     return Options(**cfg)
 
 
@@ -214,8 +215,8 @@ def make_evaluator(
       controls: also the swap and all other states; else the first alone.
     """
     options = read_options(cfg)
-    states = states_of(split, controls)
-    first = states[0]
+    first = next(iter(split.truths))
+    states = states_of(split) if look_up and controls else [first]
     all_answers = Arrays({"id": np.arange(num_answers, dtype=np.int32)})
     size = min(options.batch_size, num_answers)
 
@@ -247,7 +248,7 @@ def make_evaluator(
             same = answered[BACK].digest == answered[first].digest
             metrics["swap/same_logits"] = float(same)
         hits = getattr(answered[first].examples, "hits", None)
-        if hits is not None:
+        if hits is not None and split.oracle:
             metrics |= hit_rates(split, split.oracle[first], hits.rows)
         return Results(metrics, answered)
 

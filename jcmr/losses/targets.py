@@ -8,7 +8,6 @@ from jcmr.core import parallel
 from jcmr.core.types import Array, Batch
 from jcmr.ops.assignment import injective_match
 
-
 NOBODY = -1
 """Row and id of the image of a caption that belongs to none."""
 

@@ -118,7 +118,7 @@ class Reader(nn.Module):
         """The parts."""
         cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "compact":
-            self.backbone = CompactNet(dtype=dtype)
+            self.backbone: Any = CompactNet(dtype=dtype)
         else:
             self.backbone = Regions(0, cfg.normalise_regions, cfg.dropout_rate)
         small = nn.initializers.normal(0.02)

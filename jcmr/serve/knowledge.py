@@ -159,9 +159,7 @@ def read_options(cfg: Mapping[str, Any]) -> Lookup:
     known = Lookup._fields
     for name in cfg:
         if name not in known:
-            raise ValueError(
-                f"config.lookup has no option {name!r}; known are {', '.join(known)}."
-            )
+            raise ValueError(f"config.lookup has no option {name!r}; known are {', '.join(known)}.")
     options = Lookup(**cfg)
     if options.mode not in MODES:
         raise ValueError(f"config.lookup.mode is {options.mode!r}; it can be {', '.join(MODES)}.")
@@ -331,7 +329,7 @@ def from_oracle(rows: np.ndarray, num: int) -> Hits:
 
 def own_captions(
     examples: RandomAccess, rows: np.ndarray, known: Knowledge
-) -> list[np.ndarray] | None:
+) -> list[list[int]] | None:
     """For each question the captions that were written for its own picture; None without any."""
     if (known.owner < 0).all():
         return None
@@ -339,4 +337,4 @@ def own_captions(
     owner = known.owner[order]
     picture = np.asarray(getattr(examples, "picture_ids"))[rows]  # noqa: B009
     starts, ends = (np.searchsorted(owner, picture, side) for side in ("left", "right"))
-    return [order[start:end] for start, end in zip(starts, ends)]
+    return [order[start:end].tolist() for start, end in zip(starts, ends)]

@@ -185,9 +185,7 @@ def cards(seed: int, world: int) -> list[str]:
             rng = generator(seed, CARD, entity, part=number)
             answer = MASK if known is None else relation.values[known[number, entity]]
             for template in rng.choice(len(relation.cards), CARDS_PER_FACT, replace=False):
-                texts.append(
-                    relation.cards[template].format(e=full_name(rng, entity), a=answer)
-                )
+                texts.append(relation.cards[template].format(e=full_name(rng, entity), a=answer))
     return texts
 
 

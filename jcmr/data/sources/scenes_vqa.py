@@ -245,7 +245,7 @@ class SceneQuestions:
             kinds,
             {"held_out": asks_fact & held_out, "seen": asks_fact & ~held_out, "visual": ~asks_fact},
             {name: Arrays({"answer": one_hot(ids)}) for name, ids in answers.items()},
-            {name: items["oracle"] for name in (*WORLDS, "masked")},
+            dict.fromkeys((*WORLDS, "masked"), items["oracle"]),
             decode(items["question"]),
         )
 
