@@ -8,7 +8,17 @@ Trains a small retriever first, in <workdir>/retriever; --config.retriever=WORKD
 from ml_collections import ConfigDict
 
 
-def retriever(track: str, image_size: int) -> ConfigDict:
+def shrink(data: ConfigDict, train: ConfigDict) -> None:
+    """Makes a run take seconds."""
+    data.num_train = 256
+    data.num_test = 40
+    data.num_distractors = 20
+    data.num_worlds = 2
+    train.log_steps = 2
+    train.checkpoint_steps = 3
+
+
+def retriever(track: str, image_size: int, smoke: bool) -> ConfigDict:
     """Pictures that find cards of facts before ordinary captions."""
     config = ConfigDict()
     config.task = "pcme"
@@ -20,6 +30,8 @@ def retriever(track: str, image_size: int) -> ConfigDict:
     config.data.track = track
     config.data.num_train = 24_000
     config.data.num_test = 1_000
+    config.data.num_worlds = 8
+    config.data.num_distractors = 4_000
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.data.crop_size = image_size
@@ -65,6 +77,12 @@ def retriever(track: str, image_size: int) -> ConfigDict:
     config.eval.precision_ks = (8,)
     config.eval.best_metric = ""
     config.eval.checkpoint = "last"
+
+    if smoke:
+        shrink(config.data, config.train)
+        config.model.embed_dim = 32
+        config.model.word_dim = 16
+        main.num_epochs = 1
     return config
 
 
@@ -77,7 +95,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.parallel = "pmap"
     config.retriever = ""
-    config.small_retriever = retriever(track, image_size)
+    config.small_retriever = retriever(track, image_size, smoke=arg == "smoke")
 
     config.lookup = ConfigDict()
     config.lookup.num = 24 if arg == "multi" else 8
@@ -89,6 +107,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.track = track
     config.data.num_train = 24_000
     config.data.num_test = 1_000
+    config.data.num_worlds = 8
+    config.data.num_distractors = 4_000
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.data.crop_size = image_size
@@ -132,17 +152,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.checkpoint = "last"
 
     if arg == "smoke":
-        for part in (config, config.small_retriever):
-            part.data.num_train = 256
-            part.data.num_test = 40
-            part.data.num_distractors = 20
-            part.train.log_steps = 2
-            part.train.checkpoint_steps = 3
-        config.data.num_worlds = 2
-        config.small_retriever.data.num_worlds = 2
-        config.small_retriever.model.embed_dim = 32
-        config.small_retriever.model.word_dim = 16
-        config.small_retriever.train.stages[0].num_epochs = 1
+        shrink(config.data, config.train)
         config.model.width = 32
         config.model.hidden = 64
         config.model.num_layers = 1

@@ -60,7 +60,7 @@ def draw_answers(source: Any, split: QuestionSplit, results: Results, path: Path
         item = split.examples[int(row)]
         if "image" in item:
             show_image(line[0], item["image"], None)
-        line[0].set_title(textwrap.fill(split.texts[row], 30), size=8)
+        line[0].set_title(textwrap.fill(split.texts[int(row)], 30), size=8)
         for axis, state in zip(line[1:], states):
             found = results.answered[state]
             said, worth = source.answers[found.best[row]], found.worth[state][row]

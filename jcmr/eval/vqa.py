@@ -38,7 +38,8 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 _compilations = [0]
 
 
-def _count(event: str, _: float, **__: Any) -> None:
+def _count(event: str, duration: float, **more: Any) -> None:
+    del duration, more
     _compilations[0] += event == COMPILED
 
 
