@@ -38,8 +38,8 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 _compilations = [0]
 
 
-def _count(event: str, duration: float, **more: Any) -> None:
-    del duration, more
+def _count(event: str, duration_secs: float, **more: Any) -> None:
+    del duration_secs, more
     _compilations[0] += event == COMPILED
 
 
