@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lookup = ConfigDict()
     config.lookup.num = 10
     config.lookup.mode = "retrieved"
+    config.lookup.pictures = False
     config.lookup.batch_size = 256
 
     config.data = ConfigDict()

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,11 @@ def make_question_evaluate(
 ) -> Callable[[Variables], vqa.Results]:
     """`evaluate(variables)` on a split of questions; after a swap on the test split alone."""
     asked = source.questions(split)
-    look_up = partial(source.look_up, asked) if hasattr(source, "look_up") else None
+    controls, look_up = split == "test", None
+    if hasattr(source, "look_up"):
+        look_up = partial(source.look_up, asked)
+        look_up = look_up if controls else cache(look_up)
     prepare, num = augment.make_prepare(config.data), len(source.answers)
-    controls = split == "test"
     return vqa.make_evaluator(task, asked, look_up, num, config.eval, prepare, mesh, controls)
 
 
@@ -267,9 +269,10 @@ def answer_questions(
     config: Config, workdir: Path, source: Any, task: Task, variables: Variables, step: int, mesh
 ) -> None:
     """Answers the test split's questions: results.json, a table, pictures."""
+    before = len(getattr(source, "swaps", []))
     results = make_question_evaluate(task, source, "test", config, mesh)(variables)
     metrics = dict(results.metrics)
-    if swaps := getattr(source, "swaps", None):
+    if swaps := getattr(source, "swaps", [])[before:]:
         metrics["swap/seconds"] = max(swaps)
     write_json(workdir / "results.json", {"step": step, **metrics})
     records, folder = read_records(workdir / "metrics.jsonl"), workdir / "report"

@@ -131,6 +131,10 @@ def test_scenes_as_questions_and_as_cards(tmp_path):
     positive, valid = np.asarray(targets.positive), np.asarray(targets.valid)
     assert (positive[:, ::3] == np.eye(40)).all() and positive[:, 1::3].sum() == 0
     assert valid[:, 1::3].all() and valid[:, 2::3].all()
+    shown = world.Scene(*made.known_scene(0, 6 * 40 + 3, made.TRACKS["solo"].look))
+    assert made.entity_id(*shown.attributes[0, :3]) == 40
+    assert state.pictures == source.knowledge("swapped_b").pictures
+    assert state.pictures[made.NUM_CARDS]["image"].shape == (32, 32, 3)
     retrieval = cards.retrieval("test")
     relation = retrieval.relevance["card"]
     match = np.asarray(relation.match(relation.rows, relation.columns))
@@ -316,6 +320,10 @@ class Sayings:
     def pictures(self, examples):
         return self.angle(examples.picture_ids / 10)
 
+    def vectors(self, items, modality):
+        assert modality == "image"
+        return items.columns["image"][:, None].astype(np.float32)
+
 
 class Numbered:
     """Questions about pictures 0 to 5, answered by captions that say a number."""
@@ -326,13 +334,14 @@ class Numbered:
     vocabulary = {"low": 1, "high": 2}
 
     def __init__(self):
+        self.pictures = Arrays({"image": np.arange(4) * 10})
         self.train = Arrays({"question": np.arange(6)[:, None]})
         self.train.picture_ids = np.arange(6)
         self.train_knowledge = {"a": (np.arange(0, 6, 2), np.full((3, 1), 1))}
 
     def knowledge(self, name):
         numbers = {"a": [-0.05, 0.1, 0.2, 0.29], "b": [0.4, 0.5, 0.31, 0.2]}[name]
-        return Knowledge([str(x) for x in numbers], np.asarray([0, -1, 2, -1]))
+        return Knowledge([str(x) for x in numbers], np.asarray([0, -1, 2, -1]), self.pictures)
 
     def tokenize(self, captions):
         return np.asarray([[1 + round(10 * float(c)), 0] for c in captions], np.int32)
@@ -375,6 +384,15 @@ def test_captions_are_looked_up_and_swapped(library):
     assert library.look_up(split, "oracle").hits.rows.tolist() == [[3, -1]] * 6
     others = library.look_up(split, "random").hits.rows
     assert sorted(others.tolist()) == sorted(found.hits.rows.tolist())
+
+
+def test_pictures_of_captions_come_along(library):
+    library.options = library.options._replace(pictures=True)
+    batch = library.look_up(library.questions("test"), "a").take(np.asarray([2]))
+    assert batch["retrieved_vector"].tolist() == [[[30.0], [10.0]]]
+    assert not library.look_up(library.questions("test"), "oracle")[0]["retrieved_vector"][1].any()
+    with pytest.raises(ValueError, match=r"lookup.pictures is True, but .* have no pictures"):
+        library.picture_vectors(None)
 
 
 def test_training_questions_are_looked_up_once(library, monkeypatch):

@@ -123,6 +123,8 @@ class Knowledge(NamedTuple):
     owner: np.ndarray
     """int64 [m], id of the picture that a caption was written for, -1 for none: a question about
     that picture must not find it."""
+    pictures: RandomAccess | None = None
+    """The picture of each caption, where there are any."""
 
 
 class QuestionSplit(NamedTuple):

@@ -42,6 +42,8 @@ class Lookup(NamedTuple):
     mode: str = "retrieved"
     """What a reader learns from: captions "retrieved", "none", those of "random" other questions,
     or from an "oracle"."""
+    pictures: bool = False
+    """Whether a reader also gets the embeddings of the captions' pictures."""
     batch_size: int = 256
     """Items embedded at a time."""
 
@@ -58,9 +60,23 @@ class Hits(NamedTuple):
 class WithCaptions:
     """Examples, each with the words and scores of the captions that were found for it."""
 
-    def __init__(self, examples: RandomAccess, hits: Hits, text: np.ndarray, which: np.ndarray):
-        """`text` int32 [states, m, t] are captions, `which` [n] the state of each example."""
-        self.examples, self.hits, self.text, self.which = examples, hits, text, which
+    def __init__(
+        self,
+        examples: RandomAccess,
+        hits: Hits,
+        columns: Mapping[str, np.ndarray],
+        which: np.ndarray,
+    ):
+        """N examples.
+
+        Args:
+          examples: questions.
+          hits: what was found for them.
+          columns: "retrieved" int32 [states, m, t], the words of all captions, and others that are
+            to come along, [states, m, ...].
+          which: [n], the state of each example.
+        """
+        self.examples, self.hits, self.columns, self.which = examples, hits, columns, which
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -73,10 +89,11 @@ class WithCaptions:
         """Examples `indices` as a batch."""
         rows, scores = (x[indices] for x in self.hits)
         there = rows >= 0
-        text = self.text[self.which[indices][:, None], np.maximum(rows, 0)]
+        states, rows = self.which[indices][:, None], np.maximum(rows, 0)
+        found = {name: column[states, rows] for name, column in self.columns.items()}
         return {
             **take(self.examples, indices),
-            "retrieved": np.where(there[..., None], text, 0),
+            **{name: np.where(there[..., None], x, 0) for name, x in found.items()},
             "retrieved_score": np.where(there, scores, 0).astype(np.float32),
         }
 
@@ -181,6 +198,7 @@ class Library:
         self.store = Store(workdir / "index")
         self.index: Index | None = None
         self.swaps: list[float] = []
+        self.of_pictures: dict[RandomAccess, np.ndarray] = {}
         self.embedded: dict[int, tuple[RandomAccess, np.ndarray]] = {}
 
     def captions(self, state: str) -> Sequence[str]:
@@ -281,8 +299,7 @@ class Library:
                 found = Hits(*(np.roll(x, 1, axis=0) for x in found))
             for mine, theirs in zip(hits, found):
                 mine[rows] = theirs
-        text = np.stack([source.tokenize(source.knowledge(state).captions) for state in states])
-        return WithCaptions(source.train, hits, text, which)
+        return WithCaptions(source.train, hits, self.columns(states), which)
 
     def cached(self, state: str, rows: np.ndarray) -> Hits:
         """What training questions find, kept in the run's folder."""
@@ -316,8 +333,30 @@ class Library:
         if state == "random":
             order = np.random.default_rng(0).permutation(num)
             hits = Hits(*(x[order] for x in hits))
-        text = self.source.tokenize(self.source.knowledge(known).captions)
-        return WithCaptions(split.examples, hits, text[None], np.zeros(num, np.int32))
+        return WithCaptions(split.examples, hits, self.columns([known]), np.zeros(num, np.int32))
+
+    def columns(self, states: Sequence[str]) -> dict[str, np.ndarray]:
+        """What a reader gets of the captions of some states of knowledge, [states, m, ...]."""
+        known = [self.source.knowledge(state) for state in states]
+        columns = {"retrieved": np.stack([self.source.tokenize(k.captions) for k in known])}
+        if self.options.pictures:
+            vectors = [self.picture_vectors(k.pictures) for k in known]
+            columns["retrieved_vector"] = np.stack(vectors)
+        return columns
+
+    def picture_vectors(self, pictures: RandomAccess | None) -> np.ndarray:
+        """Embeddings of the pictures of captions; equal ones are embedded once.
+
+        Raises:
+          ValueError: the data has none.
+        """
+        if pictures is None:
+            raise ValueError(
+                "config.lookup.pictures is True, but the captions of this data have no pictures."
+            )
+        if pictures not in self.of_pictures:
+            self.of_pictures[pictures] = self.retriever.vectors(pictures, "image")
+        return self.of_pictures[pictures]
 
 
 def from_oracle(rows: np.ndarray, num: int) -> Hits:

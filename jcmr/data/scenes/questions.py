@@ -197,13 +197,19 @@ def any_card(rng: np.random.Generator, entity: int) -> str:
     return template.format(e=full_name(rng, entity), a=answer)
 
 
-def distractors(seed: int, num: int, look: Preset) -> list[str]:
-    """Ordinary captions of scenes, which state no facts."""
-    texts = []
-    for index in range(num):
-        rng = generator(seed, DISTRACTOR, index)
-        texts.append(sample_caption(rng, sample_scene(rng, look.max_objects), look).text)
-    return texts
+def distractor(seed: int, index: int, look: Preset) -> tuple[Scene, str]:
+    """A scene and an ordinary caption of it, which states no fact."""
+    rng = generator(seed, DISTRACTOR, index)
+    scene = sample_scene(rng, look.max_objects)
+    return scene, sample_caption(rng, scene, look).text
+
+
+def known_scene(seed: int, row: int, look: Preset) -> Scene:
+    """What the picture of a card shows, its entity alone; after the cards come the distractors."""
+    if row >= NUM_CARDS:
+        return distractor(seed, row - NUM_CARDS, look)[0]
+    entity = card_entity(np.asarray([row]))
+    return place(generator(seed, CARD, row, part=len(RELATIONS)), entity, look.max_objects == 1)
 
 
 def describe(attributes: np.ndarray, index: int) -> str:

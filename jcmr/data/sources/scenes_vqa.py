@@ -161,8 +161,29 @@ def knowledge(name: str, seed: int, track: str, num_distractors: int) -> Knowled
     else:
         world = made.MASKED if name == "masked" else WORLDS[name]
     captions = made.cards(seed, world)
-    captions += made.distractors(seed, num_distractors, made.TRACKS[track].look)
-    return Knowledge(captions, np.full(len(captions), -1, np.int64))
+    look = made.TRACKS[track].look
+    captions += [made.distractor(seed, i, look)[1] for i in range(num_distractors)]
+    pictures = CardPictures(seed, track, len(captions))
+    return Knowledge(captions, np.full(len(captions), -1, np.int64), pictures)
+
+
+@dataclasses.dataclass(frozen=True)
+class CardPictures:
+    """The pictures of cards and distractors, drawn when looked at; equal in all worlds."""
+
+    seed: int
+    track: str
+    num: int
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: Any, /) -> dict[str, np.ndarray]:
+        """Picture `index`."""
+        look = made.TRACKS[self.track].look
+        scene = made.known_scene(self.seed, int(index), look)
+        noise = generator(self.seed, made.CARD, int(index), part=len(made.RELATIONS) + 1)
+        return {"image": render(scene, look, noise), "id": np.asarray(index, np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
