@@ -67,6 +67,8 @@ class Layer(nn.Module):
 
     cfg: Config
     site: int
+    first: bool = False
+    """Computes the first token alone, as nobody reads the others of a last layer."""
 
     @nn.compact
     def __call__(
@@ -83,6 +85,7 @@ class Layer(nn.Module):
 
         y = norm("attention_norm", x)
         context = y if context is None else norm("context_norm", context)
+        x, y = (x[:, :1], y[:, :1]) if self.first else (x, y)
         attention = Attention(
             cfg.num_heads, cfg.dropout_rate, site=self.site, dtype=dtype, name="attention"
         )
@@ -132,7 +135,8 @@ class Reader(nn.Module):
         self.question_places, self.caption_places = Places(cfg.width), Places(cfg.width)
         self.ranks = Places(cfg.width)
         sites = [SITES * i for i in range(1, 2 * cfg.num_layers + 1)]
-        self.layers = [Layer(cfg, site) for site in sites[: cfg.num_layers]]
+        last = sites[cfg.num_layers - 1] if cfg.fusion == "concat" else None
+        self.layers = [Layer(cfg, site, site == last) for site in sites[: cfg.num_layers]]
         if cfg.fusion == "fid":
             self.joins = [Layer(cfg, site) for site in sites[cfg.num_layers :]]
         self.norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
