@@ -144,6 +144,8 @@ def test_options_are_checked(task, variables):
         dxr.make({"normalize_images": True})
     with pytest.raises(ValueError, match=r"embed_dim is 10; it must be a multiple of 4 and of num"):
         dxr.make({"embed_dim": 10})
+    with pytest.raises(ValueError, match=r"word_dim is 3; it must be even"):
+        dxr.make({"word_dim": 3})
     with pytest.raises(ValueError, match=r"5 tokens, which is no square grid; set config.model.g"):
         task.encode["image"](variables, {"regions": np.zeros((1, 5, 6), np.float32)})
     long = dxr.make({**SMALL, "text": "bert", "bert": "tiny"})

@@ -331,7 +331,7 @@ def test_bert(golden: Path):
     close(plain, arrays["last_hidden_state_no_mask_no_types"], 1e-5)
 
 
-@pytest.mark.golden("dxr", "vqa_metric")
+@pytest.mark.golden("dxr", "vqa")
 def test_vqa_metric(golden: Path):
     arrays = load_golden(golden)
     scores, unknown = arrays["scores"], int(arrays["unk_index"])
@@ -360,4 +360,8 @@ def test_vqa_metric(golden: Path):
 def test_answers_outside_the_table_are_named():
     with pytest.raises(ValueError, match="Answer ids reach from 3 to 9; the table has 5"):
         soft_targets(np.array([[3, 9]]), 5)
+    with pytest.raises(ValueError, match="A question has 11 answers"):
+        soft_targets(np.zeros((1, 11), int), 5)
     np.testing.assert_array_equal(soft_targets(np.array([[-1, -1]]), 3), np.zeros((1, 3)))
+    assert soft_targets(np.zeros((0, 10), int), 3).shape == (0, 3)
+    assert soft_targets(np.zeros((1, 10), int), 3, None)[0, 0] == 1

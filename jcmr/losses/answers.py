@@ -16,9 +16,19 @@ NUM_PEOPLE = 10
 
 
 def repeat_answers(answers: np.ndarray) -> np.ndarray:
-    """Answer ids [n, 10] of rows [n, a] in which some are `ABSENT`; all absent stay so."""
-    rows = [row[row != ABSENT] if (row != ABSENT).any() else row for row in np.asarray(answers)]
-    return np.stack([np.resize(row, NUM_PEOPLE) for row in rows])
+    """Answer ids int [n, 10] of rows [n, a] in which some are `ABSENT`; all absent stay so.
+
+    Raises:
+      ValueError: more than ten a row.
+    """
+    answers = np.asarray(answers)
+    if answers.shape[1] > NUM_PEOPLE:
+        raise ValueError(
+            f"A question has {answers.shape[1]} answers; their scores are defined for the first "
+            f"{NUM_PEOPLE} of them."
+        )
+    rows = [row[row != ABSENT] if (row != ABSENT).any() else row for row in answers]
+    return np.array([np.resize(row, NUM_PEOPLE) for row in rows], int).reshape(-1, NUM_PEOPLE)
 
 
 def soft_targets(answers: np.ndarray, num_answers: int, unknown: int | None = 0) -> np.ndarray:
@@ -35,7 +45,7 @@ def soft_targets(answers: np.ndarray, num_answers: int, unknown: int | None = 0)
       float32 [n, v] in [0, 1]; a question without answers gets zeros.
 
     Raises:
-      ValueError: an id outside the table.
+      ValueError: an id outside the table, or more than ten answers a question.
     """
     filled = repeat_answers(answers)
     if filled.size and (filled.min() < ABSENT or filled.max() >= num_answers):

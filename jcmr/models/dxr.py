@@ -123,6 +123,8 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
             f"config.model.embed_dim is {config.embed_dim}; it must be a multiple of 4 and of "
             f"num_heads ({config.num_heads})."
         )
+    if config.word_dim % 2:
+        raise ValueError(f"config.model.word_dim is {config.word_dim}; it must be even.")
     return config
 
 
