@@ -129,12 +129,14 @@ def make_question_evaluate(
 def with_captions(config: Config, workdir: Path, source: Any, mesh: Mesh) -> Any:
     """A source whose questions come with retrieved captions, where the config has a retriever.
 
-    One that is not given is trained first, in `workdir`/retriever, or goes on where it stopped.
+    One that is not given is trained first, in `workdir`/retriever and with the run's seed, or goes
+    on where it stopped.
     """
     if not config.get("retriever") and "small_retriever" not in config:
         return source
     folder = workdir / "retriever"
     if not config.retriever and MODE.value == "train" and not (folder / "results.json").is_file():
+        config.small_retriever.seed = config.seed
         run_train(config.small_retriever, folder)
     return Library(config, workdir, source, mesh)
 

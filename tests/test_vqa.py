@@ -15,6 +15,7 @@ from jcmr.data.scenes import questions as made
 from jcmr.data.scenes import world
 from jcmr.data.sources import easy_vqa, scenes_cards, scenes_vqa, vqa2
 from jcmr.eval import vqa
+from jcmr.losses.ranking import hinge_terms
 from jcmr.losses.targets import batch_sides, pair_targets
 from jcmr.serve import knowledge
 
@@ -135,6 +136,8 @@ def test_scenes_as_questions_and_as_cards(tmp_path):
     assert made.entity_id(*shown.attributes[0, :3]) == 40
     assert state.pictures == source.knowledge("swapped_b").pictures
     assert state.pictures[made.NUM_CARDS]["image"].shape == (32, 32, 3)
+    with pytest.raises(ValueError, match="belong to no image"):
+        hinge_terms(jnp.zeros((40, 120)), batch, None, True, None)
     retrieval = cards.retrieval("test")
     relation = retrieval.relevance["card"]
     match = np.asarray(relation.match(relation.rows, relation.columns))

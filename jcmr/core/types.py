@@ -132,7 +132,8 @@ class QuestionSplit(NamedTuple):
 
     name: str
     examples: RandomAccess
-    """Each with "question" [t] and a picture ("image", or "regions")."""
+    """Each with "question" [t] and a picture ("image", or "regions"). Where captions have owners it
+    has an attribute `picture_ids`, int [n]."""
     kinds: np.ndarray
     """Type of each question, str [n]."""
     groups: Mapping[str, np.ndarray]

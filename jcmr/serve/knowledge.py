@@ -102,7 +102,7 @@ class Retriever:
     """A trained system that embeds pictures and captions."""
 
     def __init__(self, folder: Path, batch_size: int, mesh: Mesh):
-        """Restores the run in `folder`.
+        """Restores the run in `folder`, whose data must be there too.
 
         Raises:
           FileNotFoundError: there is no run.
@@ -110,8 +110,8 @@ class Retriever:
         """
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"config.retriever is {folder}, which is no --workdir of a run. Leave it empty and "
-                f"the run trains a small retriever itself."
+                f"{folder} is no --workdir of a run of a retriever. Set config.retriever to one; "
+                f"left empty, a small one is trained first by --mode=train."
             )
         saved = json.loads((folder / "config.json").read_text())["config"]
         config: Config = ConfigDict(saved)
@@ -205,9 +205,11 @@ class Library:
         """The captions of a state of knowledge, by the rows of hits."""
         return self.source.knowledge(state).captions
 
+    @functools.cache  # noqa: B019
     def snapshot_name(self, state: str) -> str:
-        """What the snapshot of a state of knowledge is called."""
-        return f"{state}.{self.retriever.fingerprint}"
+        """What the snapshot of a state of knowledge is called: by its captions and its encoder."""
+        told = "\n".join(self.captions(state)).encode()
+        return f"{state}.{hashlib.sha256(told).hexdigest()[:16]}.{self.retriever.fingerprint}"
 
     def ensure(self, state: str) -> None:
         """Writes the snapshot of a state of knowledge, if it is not there yet."""
@@ -307,7 +309,7 @@ class Library:
         found = load_or_make(
             self.workdir / "lookups",
             name,
-            (self.retriever.fingerprint, num, len(rows)),
+            (self.snapshot_name(state), num, len(rows)),
             f"the captions of {len(rows)} questions",
             lambda: self.find(self.source.train, state, rows)._asdict(),
         )
