@@ -88,7 +88,15 @@ def hinge_terms(
       hardest: see `triplet_hinge`.
       axis: device axis.
       groups: see `targets.pair_targets`.
+
+    Raises:
+      ValueError: the batch has texts of no image, which a hinge over matched pairs cannot use.
     """
+    if "foreign" in batch:
+        raise ValueError(
+            "The data has texts that belong to no image. They are negatives of a softmax over the "
+            "batch; train on them with InfoNCE, not with a hinge."
+        )
     sides = batch_sides(batch, axis)
     images, captions = parallel.all_gather(sides, axis)
     targets = pair_targets(
