@@ -69,8 +69,8 @@ def counts(num_rows: int, dimension: int, num_queries: int) -> dict[str, float]:
     tile = exact.tile_rows(block, dimension, padded, jnp.float32)
 
     def compiled(size: int) -> Any:
-        shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-        number, ids = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (1, padded, K)))
+        shape: Any = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        number, ids = (shape(s, dtype=jnp.int32) for s in ((), (1, padded, K)))
         live = jax.ShapeDtypeStruct((size,), bool)
         rows = exact.Block(shape((size, dimension)), None, live)
         best = TopK(shape((1, padded, K)), ids)
@@ -109,7 +109,7 @@ def measure(rows: np.ndarray, engines: dict[str, Search], num: int, rounds: int)
         "load": load,
         "rounds": rounds,
         "bar": BAR,
-        **counts(*rows.shape, num),
+        **counts(rows.shape[0], rows.shape[1], num),
     }
     for name, both in times.items():
         for clock, ours, theirs in zip(("ms", "cpu_ms"), zip(*times["ours"]), zip(*both)):
