@@ -31,6 +31,7 @@ from jcmr.serve.runs import (
     restore_members,
     restore_variables,
     with_glove,
+    write_description,
 )
 from jcmr.train import loop, optim
 from jcmr.train.checkpoint import Checkpoints
@@ -112,7 +113,7 @@ def run_train(config: Config, workdir: Path) -> None:
     state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
     if position:
         logging.info("resuming %s at step %d", workdir, int(state.step))
-    write_json(workdir / "config.json", described)
+    write_description(workdir, described, source)
     batches = loader.prefetch(
         reader, lambda batch: parallel.put_batch(batch, mesh, config.parallel)
     )

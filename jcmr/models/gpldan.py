@@ -80,6 +80,9 @@ CHOICES = {
     "classifier_sign": (1.0, -1.0),
 }
 
+COMPARES_WITHIN = True
+"""Items of one modality can be scored with each other, too."""
+
 
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.

@@ -132,6 +132,9 @@ CHOICES = {
     "scale": ("log_var", "log_std"),
 }
 
+COMPARES_WITHIN = True
+"""Items of one modality can be scored with each other, too."""
+
 
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.
