@@ -227,9 +227,9 @@ def test_objects_from_files_and_arrays(made, tmp_path):
     np.testing.assert_allclose(views.values.feature[0], views.values.feature[1], atol=1e-6)
     with pytest.raises(ValueError, match=r"Item 1 \(image\) has the shape"):
         scorer.encode("image", [pictures(2), pictures(3)])
-    with pytest.raises(ValueError, match="points.* expected points"):
+    with pytest.raises(ValueError, match=r"points.* expected points"):
         scorer.encode("points", [np.zeros((5, 2))])
-    with pytest.raises(ValueError, match="mesh.* of their indices"):
+    with pytest.raises(ValueError, match=r"mesh.* of their indices"):
         scorer.encode("mesh", [(vertices, triangles + 4)])
 
 

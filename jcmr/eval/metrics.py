@@ -93,3 +93,23 @@ def chance_map(num_matches: np.ndarray, num_ranked: np.ndarray) -> np.ndarray:
     harmonic = np.cumsum(1.0 / np.arange(1, np.max(num_ranked) + 1))[num_ranked - 1]
     others = (num_matches - 1) / np.maximum(num_ranked - 1, 1)
     return harmonic / num_ranked * (1 - others) + others
+
+
+def bootstrap_interval(
+    values: np.ndarray, share: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """A mean over queries and the ends of its interval: (mean, low, high).
+
+    The percentile bootstrap (Efron, 1979): means of queries drawn again with replacement.
+
+    Args:
+      values: [n], one a query.
+      share: of the means that lie between the ends, 0 to 1.
+      draws: how many means.
+      seed: of the draws.
+    """
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(values.mean()), float(low), float(high)

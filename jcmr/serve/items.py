@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -196,6 +197,19 @@ def make_read(run: Run, modality: str) -> tuple[Read, tuple[str, ...]]:
         return partial(read, shapes["image"][-2]), ("image",)
     name = "text" if modality == "text" else "regions" if "regions" in shapes else "features"
     return partial(read_array, name, shapes[name], make_change(data, modality)), (name,)
+
+
+def shapes_of(run: Run, modality: str, size: int, sharding: Any = None) -> dict[str, Any]:
+    """Shapes of a batch of `size` inputs of a modality, [size, ...], ids included."""
+    shapes = {"id": ((), np.dtype(np.int32))}
+    for name in make_read(run, modality)[1]:
+        stored = run.example[name]
+        one_caption = name == "text" and np.issubdtype(stored.dtype, np.integer)
+        shapes[name] = (stored.shape[-1:] if one_caption else stored.shape), stored.dtype
+    return {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def make_change(data: Mapping[str, Any], modality: str) -> Callable[[np.ndarray], np.ndarray]:

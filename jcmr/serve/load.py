@@ -67,6 +67,14 @@ def task_of(config: Config) -> Task:
     return module.make(config.model, *([None] if "graph" in config.model else []))
 
 
+def pairs_of(run: Run) -> list[tuple[str, str]]:
+    """(query, gallery) modalities that the system compares."""
+    module = importlib.import_module(f"jcmr.models.{run.config.task}")
+    within = getattr(module, "COMPARES_WITHIN", False)
+    both = [(a, b) for a in run.task.encode for b in run.task.encode]
+    return [(a, b) for a, b in both if within or a != b]
+
+
 def check_version(version: str, where: Path) -> None:
     """Raises ValueError where a run was written by a version that this one cannot read."""
     if version.split(".")[:2] != jcmr.__version__.split(".")[:2]:
@@ -94,7 +102,7 @@ def read_vocabulary(folder: Path, expected: str) -> dict[str, int]:
 def load_trained(workdir: Path, step: int | None, mesh: Mesh) -> Run:
     """The run of `workdir`, at `step` or the one its config evaluates."""
     saved = json.loads((workdir / "config.json").read_text("utf-8"))
-    config = ConfigDict(saved["config"])
+    config: Config = ConfigDict(saved["config"])
     checkpoints = Checkpoints(workdir / "checkpoints", best_metric=config.eval.best_metric)
     try:
         if step is None:
@@ -107,7 +115,7 @@ def load_trained(workdir: Path, step: int | None, mesh: Mesh) -> Run:
             )
         saved = checkpoints.config(step)
         check_version(saved.get("version", jcmr.__version__), workdir)
-        config = ConfigDict(saved["config"])
+        config: Config = ConfigDict(saved["config"])
         variables = checkpoints.restore_variables(step, checkpoints.shapes(step), mesh)
     finally:
         checkpoints.close()

@@ -1,7 +1,6 @@
 """A trained run as something to call: encode, score, rank, search."""
 
 import dataclasses
-import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +19,8 @@ from jcmr.data.records import stack
 from jcmr.eval.embed import encode_batch
 from jcmr.eval.tiles import score_tile
 from jcmr.serve.embeddings import Embeddings
-from jcmr.serve.items import make_read, read_ready
-from jcmr.serve.load import Config, Run, load_run
+from jcmr.serve.items import make_read, read_ready, shapes_of
+from jcmr.serve.load import Config, Run, load_run, pairs_of
 from jcmr.serve.programs import Programs, buckets, dot, search_tiles
 
 LONG = 10_000
@@ -66,6 +65,7 @@ class Scorer:
         self.run, self.mesh = run, mesh
         self.fingerprint: str = run.fingerprint
         self.modalities: tuple[str, ...] = tuple(run.task.encode)
+        self.pairs = pairs_of(run)
         options = run.config.eval if "eval" in run.config else {}
         self.sizes = buckets(batch_size or options.get("batch_size", 256), mesh.size, 2)
         rows, columns = tile or options.get("tile", (256, 1024))
@@ -120,18 +120,8 @@ class Scorer:
             ) from error
 
     def _example(self, modality: str, size: int) -> Batch:
-        """Shapes of a batch of inputs."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        shapes = {}
-        for name in self._read[modality][1]:
-            stored = self.run.example[name]
-            word_ids = name == "text" and stored.dtype == np.int32
-            shapes[name] = (stored.shape[-1:] if word_ids else stored.shape), stored.dtype
-        shapes["id"] = (), np.dtype(np.int32)
-        return {
-            name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
-            for name, (shape, dtype) in shapes.items()
-        }
+        """Shapes of a batch of inputs, spread over the devices."""
+        return shapes_of(self.run, modality, size, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
     def encode(
         self, modality: str, items: Sequence[Any], ids: Sequence[int] | None = None
@@ -390,7 +380,7 @@ class Scorer:
 
             return jax.tree.map(shape, self._shape[modality])
 
-        for query, item in self.pairs():
+        for query, item in self.pairs:
             flipped = self._flipped(query, item)
             for rows in self.rows:
                 for columns in self.columns:
@@ -399,20 +389,13 @@ class Scorer:
         for gallery in galleries:
             size = bucket(self.columns, min(len(gallery), self.columns[-1]))
             tiles = gallery.tiles("values", size, self.mesh)
-            for query, item in self.pairs():
+            for query, item in self.pairs:
                 if item == gallery.modality:
                     for rows in self.rows:
                         flipped = self._flipped(query, item)
                         block = tile(query, rows)
                         self._search_program("values", flipped, query, item, block, tiles, k)
         return len(self.programs.made)
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """(query, gallery) modalities that the system compares."""
-        module = importlib.import_module(f"jcmr.models.{self.run.config.task}")
-        within = getattr(module, "COMPARES_WITHIN", False)
-        both = [(a, b) for a in self.modalities for b in self.modalities]
-        return [(a, b) for a, b in both if within or a != b]
 
     def _flipped(self, query: str, item: str) -> bool:
         """Whether the score takes the gallery first; see `Task.score`."""
@@ -438,8 +421,8 @@ class Scorer:
         self._check_made(queries)
         self._check_made(gallery)
         pair = queries.modality, gallery.modality
-        if pair not in self.pairs():
-            known = ", ".join(f"{a} with {b}" for a, b in self.pairs())
+        if pair not in self.pairs:
+            known = ", ".join(f"{a} with {b}" for a, b in self.pairs)
             raise ValueError(
                 f"{self.run.config.task} has no score of {pair[0]} with {pair[1]}; it compares "
                 f"{known}."
