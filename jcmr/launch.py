@@ -229,6 +229,7 @@ def enable_compilation_cache() -> None:
     home = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jcmr" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def main(argv: list[str]) -> None:

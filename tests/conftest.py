@@ -1,10 +1,18 @@
 """Eight host devices and exact products in every test; goldens found by file name prefix."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Tests compile much and compute little. Processes that a test starts inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# No program is compiled twice by one `make test`: its workers and processes share this folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jcmr-tests-xla-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np

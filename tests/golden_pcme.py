@@ -15,6 +15,7 @@ from jcmr.core.types import Relevance, RetrievalSplit, Task
 from jcmr.data.records import Arrays
 from jcmr.eval import metrics, retrieval
 from jcmr.models import pcme
+from jcmr.models.encoders import gaussian_towers as towers
 from jcmr.ops import gaussian
 from jcmr.train.adamp import scale_by_adamp
 
@@ -78,7 +79,7 @@ def check(arrays, mapping, run):
             close_grad(grads[1][name], expected)
 
 
-def named(outputs: pcme.Outputs, eps):
+def named(outputs: towers.Outputs, eps):
     """The official names; samples with the noise of the file where it has some."""
     embedding = outputs.mean
     if eps is not None:

@@ -27,6 +27,7 @@ from jcmr.eval import metrics, retrieval
 from jcmr.losses import probabilistic as losses
 from jcmr.losses.targets import Side, Targets
 from jcmr.models import pcme
+from jcmr.models.encoders import gaussian_towers as towers
 from jcmr.models.encoders.pie import ImageUncertainty, PIENet, TextUncertainty
 from jcmr.ops import gaussian, ranks
 from jcmr.ops.distances import paired_squared_distances, squared_distances
@@ -92,7 +93,7 @@ def test_text_uncertainty(golden: Path):
 @pytest.mark.golden("pcme", "encoder_image_head")
 def test_image_head(golden: Path):
     arrays = load_golden(golden)
-    module = pcme.ImageHead(pcme.Config(embed_dim=arrays["w/fc.bias"].shape[0]))
+    module = towers.ImageHead(pcme.Config(embed_dim=arrays["w/fc.bias"].shape[0]))
 
     def run(params, inputs):
         outputs = module.apply({"params": params}, regions_of(inputs["fmap"]))
@@ -115,7 +116,7 @@ def test_text_encoder(golden: Path):
         attention=attention,
         deterministic=not probabilistic,
     )
-    module = pcme.TextTower(cfg)
+    module = towers.TextTower(cfg)
 
     def run(params, inputs):
         return named(module.apply({"params": params}, inputs["tokens"]), inputs.get("eps"))
@@ -161,8 +162,8 @@ def test_training(golden: Path):
         return pcme.Gaussian(outputs.mean, pcme.log_variance(outputs, cfg), samples)
 
     def loss(params, inputs):
-        image = pcme.ImageHead(cfg).apply({"params": params["image"]}, regions_of(inputs["fmap"]))
-        caption = pcme.TextTower(cfg).apply({"params": params["text"]}, inputs["tokens"])
+        image = towers.ImageHead(cfg).apply({"params": params["image"]}, regions_of(inputs["fmap"]))
+        caption = towers.TextTower(cfg).apply({"params": params["text"]}, inputs["tokens"])
         row = jnp.arange(len(inputs["tokens"]))
         embedded = pcme.Embedded(
             gaussian(image, inputs["eps_image"]),
@@ -192,9 +193,9 @@ def test_training(golden: Path):
                 }
                 value, grads = value_and_grad(now, inputs)
                 np.testing.assert_allclose(value, arrays[f"out{bits}/{t}/loss"], rtol=loss_rtol)
-                towers = {name: grads[name] for name in ("image", "text")}
+                both = {name: grads[name] for name in ("image", "text")}
                 norm = arrays[f"out{bits}/{t}/grad_norm_preclip"]
-                np.testing.assert_allclose(optax.tree.norm(towers), norm, rtol=10 * loss_rtol)
+                np.testing.assert_allclose(optax.tree.norm(both), norm, rtol=10 * loss_rtol)
                 updates, opt_state = optimizer.update(grads, opt_state, now)
                 now = optax.apply_updates(now, updates)
                 for name in ("shift", "negative_scale"):
@@ -239,7 +240,7 @@ def test_sampling(golden: Path, bits):
     arrays = load_golden(golden)
 
     def total(inputs):
-        outputs = pcme.Outputs(inputs["mu"], inputs["logsigma"], None, None, None)
+        outputs = towers.Outputs(inputs["mu"], inputs["logsigma"], None, None, None)
         cfg = pcme.make_config({"parity": True})
         log_var = pcme.log_variance(outputs, cfg)
         samples = pcme.reparametrise(outputs.mean, log_var, arrays["in/eps"])

@@ -152,6 +152,22 @@ def test_example_shapes(tmp_path):
     assert single["text"].shape == (19,) and single["caption_code"].shape == (2, 4)
 
 
+def test_an_epoch_is_every_scene_once_with_some_of_its_captions(tmp_path):
+    made = source(tmp_path, num_train=6, captions_per_item=2, image_size=16)
+    assert len(made.train) == 30
+    epochs = [made.train.take(made.order(0, epoch)) for epoch in range(12)]
+    for epoch in epochs:
+        assert sorted(epoch["id"]) == list(range(6))
+        pairs = zip(epoch["scene_code"], epoch["caption_code"])
+        assert all(scenes.exact_relevance(scene[None], caption).all() for scene, caption in pairs)
+    np.testing.assert_array_equal(made.order(0, 3), made.order(0, 3))
+    assert (made.order(0, 3) != made.order(1, 3)).any()
+    drawn = {tuple(epoch["text"][epoch["id"] == 4].ravel()) for epoch in epochs}
+    assert len(drawn) == 5
+    last = made.train[4 * 6 + 1]["text"]  # the last caption and the first
+    np.testing.assert_array_equal(last, made.train.text[1, [4, 0]])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -52,7 +52,7 @@ def text_uncertainty_rules(path: Path, name: str) -> dict[Path, Rule]:
 
 
 def image_head_rules(path: Path, name: str) -> dict[Path, Rule]:
-    """`models.pcme.ImageHead`."""
+    """`encoders.gaussian_towers.ImageHead`."""
     return {
         **rules.linear((*path, "fc"), f"{name}fc"),
         **pie_rules((*path, "pie_net"), f"{name}pie_net."),
@@ -63,7 +63,7 @@ def image_head_rules(path: Path, name: str) -> dict[Path, Rule]:
 def text_rules(
     path: Path, name: str, attention: bool = True, probabilistic: bool = True
 ) -> dict[Path, Rule]:
-    """`models.pcme.TextTower`."""
+    """`encoders.gaussian_towers.TextTower`."""
     parts = [
         {("params", *path, "embed", "embedding"): rules.copied(f"{name}embed.weight")},
         rules.bigru((*path, "rnn"), f"{name}rnn"),

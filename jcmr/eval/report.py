@@ -11,7 +11,7 @@ import numpy as np
 from jcmr.core.types import RetrievalSplit
 from jcmr.eval.occlusion import Occlusion
 from jcmr.eval.retrieval import Results
-from jcmr.eval.uncertainty import spearman
+from jcmr.eval.uncertainty import binned, spearman
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -117,12 +117,6 @@ def draw_retrievals(split: RetrievalSplit, results: Results, path: Path) -> None
     axes[NUM_QUERIES, 0].set_title("caption query")
     axes[NUM_QUERIES, 1].set_title("best images")
     save(figure, path)
-
-
-def binned(x: np.ndarray, y: np.ndarray, num_bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Mean x and mean y of equally filled bins of x."""
-    groups = np.array_split(np.argsort(x, kind="stable"), min(num_bins, len(x)))
-    return np.asarray([x[g].mean() for g in groups]), np.asarray([y[g].mean() for g in groups])
 
 
 def draw_occlusion(occlusion: Occlusion, path: Path) -> None:

@@ -21,43 +21,23 @@ from jcmr.core.options import make_options
 from jcmr.core.types import Array, Batch, Task, Term, Terms, Variables
 from jcmr.losses import probabilistic as losses
 from jcmr.losses.targets import Side, Targets, batch_sides, flat_captions, pair_targets
-from jcmr.models.encoders import resnet
-from jcmr.models.encoders.bag import BagOfWords
-from jcmr.models.encoders.compact import CompactNet
-from jcmr.models.encoders.gru import BiGRU, read_out
-from jcmr.models.encoders.norm import unit_length
-from jcmr.models.encoders.pie import (
-    ImageUncertainty,
-    PIENet,
-    TextUncertainty,
-    dropout,
-    torch_dense,
-)
-from jcmr.models.encoders.regions import Regions
+from jcmr.models.encoders import gaussian_towers as towers
+from jcmr.models.encoders.gaussian_towers import Outputs
 from jcmr.ops.chunks import sum_over_chunks
 from jcmr.ops.gaussian import csd, expected_likelihood, spherical_likelihood
 from jcmr.ops.mixing import mix_images
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(towers.TowerConfig):
     """Options of `config.model`; what the official code does differently is in `PARITY`."""
 
-    image: str = "resnet50"
-    """"resnet18" ... "resnet152", "compact", or "regions" for precomputed features."""
-    text: str = "gru"
-    """"gru", the recurrent tower of the paper, or "bag" of words for small data."""
-    vocab_size: int = 0
-    word_dim: int = 300
-    embed_dim: int = 1024
     method: str = "pcme"
     """What the loss compares: "pcme" samples, "pcmepp" the closed-form expected distance; and, as a
     softmax at temperature 1 / negative_scale over the batch, "infonce" the cosine of the means,
     "likelihood" the log expected likelihood per dimension (`ops.gaussian`). In the last alone an
     item that is spread wide is near to more: its variance then tells how much it could mean."""
     num_samples: int = 7
-    deterministic: bool = False
-    """The same towers without uncertainty: one point per item."""
     score: str = "matching_prob"
     """"matching_prob" or "matmul" over all pairs of samples, "csd" (minus the expected squared
     distance), "likelihood", or "cosine" of the means."""
@@ -88,24 +68,13 @@ class Config:
     mask_true_positives: bool = False
     """Masks pairs that match although the caption was written for another image; needs the
     batch's "scene_code" and "caption_code"."""
-    readout: str = "ends"
-    """Of the GRU: see `gru.read_out`."""
     scale: str = "log_var"
     """What the uncertainty heads give: "log_var", or "log_std" as in the official sampling."""
-    log_scale_start: float = 0.0
     spherical: bool = False
     """One variance an item, the geometric mean of what its head gives for each dimension."""
     official_vib: bool = False
     """Divergence of the samples' mean, reading the heads' output as log variance whatever `scale`
     is; the author calls it a mistake."""
-    attention: bool = True
-    region_dim: int = 0
-    normalise_regions: bool = False
-    input_dropout_rate: float = 0.0
-    """Of words and regions."""
-    dropout_rate: float = 0.0
-    """Of what attention adds to the global feature."""
-    dtype: str = "float32"
     parity: bool = False
     """Sets the conventions of the official code, `PARITY`."""
 
@@ -122,13 +91,11 @@ PARITY = {
 SCORE_OPTIONS = ("score", "vagueness_penalty")
 """What a trained run can be evaluated with another value of."""
 CHOICES = {
-    "image": (*(f"resnet{depth}" for depth in resnet.STAGES), "compact", "regions"),
-    "text": ("gru", "bag"),
+    **towers.CHOICES,
     "method": ("pcme", "pcmepp", "infonce", "likelihood"),
     "score": ("matching_prob", "matmul", "csd", "likelihood", "cosine"),
     "reduction": ("captions", "pairs", "sum"),
     "duplicates": ("positive", "masked", "negative"),
-    "readout": ("ends", "mean", "last_word"),
     "scale": ("log_var", "log_std"),
 }
 
@@ -157,116 +124,6 @@ NOISE = 7
 """Sets the keys of samples apart from those of dropout."""
 
 
-class Outputs(NamedTuple):
-    """What a tower makes of a batch; absent parts are None."""
-
-    mean: Array
-    """[b, d], unit length."""
-    log_scale: Array | None
-    """[b, d], unbounded; `Config.scale` says what it is the logarithm of."""
-    attention: Array | None
-    """[b, t, 1], over regions or words."""
-    residual: Array | None
-    """[b, d], what attention added."""
-    uncertainty_attention: Array | None
-    """[b, t, 1]."""
-
-
-class ImageHead(nn.Module):
-    """From a set of local image features to a Gaussian."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array, keys: Array | None = None) -> Outputs:
-        """Local features x [b, r, d], dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
-        pooled = x.mean(axis=1)
-        out = torch_dense(cfg.embed_dim, x.shape[-1], dtype, "fc")(pooled)
-        attention = residual = log_scale = uncertainty_attention = None
-        if cfg.attention:
-            pie = PIENet(cfg.embed_dim, 1, cfg.dropout_rate, dtype, name="pie_net")
-            out, attention, residual = pie(out, x, None, keys)
-            out, residual = out[:, 0], residual[:, 0]
-        if not cfg.deterministic:
-            head = ImageUncertainty(cfg.embed_dim, cfg.log_scale_start, dtype, name="uncertain_net")
-            log_scale, uncertainty_attention = head(pooled, x)
-        return Outputs(unit_length(out), log_scale, attention, residual, uncertainty_attention)
-
-
-class ImageTower(nn.Module):
-    """The backbone that the config names, and the head."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(
-        self, inputs: Batch, train: bool = False, axis: str | None = None, keys: Array | None = None
-    ) -> Outputs:
-        """Runs the tower on the batch's "image" [b, h, w, 3] or "regions" [b, r, d]."""
-        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
-        if cfg.image == "regions":
-            x = Regions(
-                cfg.region_dim,
-                cfg.normalise_regions,
-                cfg.input_dropout_rate,
-                dtype,
-                name="backbone",
-            )(inputs["regions"], keys)
-        elif cfg.image == "compact":
-            x = CompactNet(dtype=dtype, name="backbone")(inputs["image"], train, axis)
-        else:
-            depth = int(cfg.image.removeprefix("resnet"))
-            net = resnet.ResNet(depth, dtype, name="backbone")
-            x, _ = net(inputs["image"], train, axis)
-        return ImageHead(cfg, name="head")(x.reshape(x.shape[0], -1, x.shape[-1]), keys)
-
-
-class TextTower(nn.Module):
-    """From word ids to a Gaussian."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
-        """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
-        mask = text > 0
-        normal = nn.initializers.normal(1.0)
-        x = nn.Embed(cfg.vocab_size, cfg.word_dim, embedding_init=normal, name="embed")(text)
-        x = dropout(x, cfg.input_dropout_rate, keys, site=2)
-        states, ends = BiGRU(cfg.embed_dim // 2, dtype, name="rnn")(x, mask)
-        out = read_out(states, ends, mask, cfg.readout)
-        attention = residual = log_scale = uncertainty_attention = None
-        if cfg.attention:
-            pie = PIENet(cfg.embed_dim, 1, cfg.dropout_rate, dtype, name="pie_net")
-            out, attention, residual = pie(out, x, mask, keys)
-            out, residual = out[:, 0], residual[:, 0]
-        if not cfg.deterministic:
-            head = TextUncertainty(
-                cfg.embed_dim, cfg.readout, cfg.log_scale_start, dtype, name="uncertain_net"
-            )
-            log_scale, uncertainty_attention = head(x, mask)
-        return Outputs(unit_length(out), log_scale, attention, residual, uncertainty_attention)
-
-
-class BagTower(nn.Module):
-    """From the words of a text, whatever their order, to a Gaussian."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, text: Array, keys: Array | None = None) -> Outputs:
-        """Word ids text [b, t], 0 = pad, dropout keys [b] -> Outputs."""
-        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
-        size = cfg.vocab_size, cfg.embed_dim, cfg.input_dropout_rate
-        mean = BagOfWords(*size, dtype=dtype, name="mean")(text, keys)
-        log_scale = None
-        if not cfg.deterministic:
-            log_scale = BagOfWords(*size, cfg.log_scale_start, dtype, name="log_scale")(text, keys)
-        return Outputs(unit_length(mean), log_scale, None, None, None)
-
-
 class Criterion(nn.Module):
     """The two scalars that turn a distance into a logit, learned with the towers."""
 
@@ -289,8 +146,8 @@ class PCME(nn.Module):
 
     def setup(self) -> None:
         """Names the parts: params/{image,text,criterion}."""
-        self.image = ImageTower(self.cfg)
-        self.text = (BagTower if self.cfg.text == "bag" else TextTower)(self.cfg)
+        self.image = towers.ImageTower(self.cfg)
+        self.text = (towers.BagTower if self.cfg.text == "bag" else towers.TextTower)(self.cfg)
         self.criterion = Criterion(self.cfg)
 
     def __call__(self, inputs: Batch, text: Array) -> None:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from jcmr.core.clock import clock
 
 
@@ -41,6 +39,8 @@ class RunLog:
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         temporary.replace(self.path)
         self._file = self.path.open("a")
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
+
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:

@@ -37,7 +37,7 @@ class ScenesOptions(NamedTuple):
     num_test: int = 1_000
     """Scenes in the dev split and in the test split, each."""
     captions_per_item: int = CAPTIONS_PER_SCENE
-    """Captions that a training example brings along, [c, t]; the first c of the five."""
+    """Captions that a training example brings along, [c, t]; c of the five, drawn anew by epoch."""
     max_words: int = 0
     """Tokens of a caption, start and end included; 0 is as many as the longest can have."""
     seed: int = 0
@@ -125,19 +125,22 @@ def load_items(split: str, num: int, options: Options) -> dict[str, np.ndarray]:
 
 
 class Scenes:
-    """Training examples: image, c captions, and the codes from which matches can be told."""
+    """Training examples: image, c of its captions, and the codes from which matches can be told.
+
+    Example `f * n + i` is scene i of n with its captions f, f + 1, ..., f + c - 1, counted round.
+    """
 
     def __init__(self, items: Mapping[str, np.ndarray], captions_per_item: int):
         self.items, self.captions = items, captions_per_item
 
     @property
     def text(self) -> np.ndarray:
-        """Ids of all captions, int32 [n, c, t]."""
+        """Ids of all captions, int32 [n, CAPTIONS_PER_SCENE, t]."""
         return self.items["text"]
 
     def __len__(self) -> int:
-        """Number of scenes."""
-        return len(self.items["image"])
+        """Number of examples."""
+        return len(self.items["image"]) * CAPTIONS_PER_SCENE
 
     def __getitem__(self, index: int, /) -> dict[str, np.ndarray]:
         """Example `index`."""
@@ -145,13 +148,15 @@ class Scenes:
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Examples `indices` as a batch."""
+        first, scene = np.divmod(indices, len(self.items["image"]))
+        caption = (first[:, None] + np.arange(self.captions)) % CAPTIONS_PER_SCENE
         picked = slice(None) if self.captions > 1 else 0
         return {
-            "id": indices.astype(np.int32),
-            "image": self.items["image"][indices],
-            "text": self.items["text"][indices, : self.captions][:, picked],
-            "scene_code": self.items["scene_code"][indices],
-            "caption_code": self.items["caption_code"][indices, : self.captions][:, picked],
+            "id": scene.astype(np.int32),
+            "image": self.items["image"][scene],
+            "text": self.items["text"][scene[:, None], caption][:, picked],
+            "scene_code": self.items["scene_code"][scene],
+            "caption_code": self.items["caption_code"][scene[:, None], caption][:, picked],
         }
 
 
@@ -180,6 +185,12 @@ class ScenesSource:
         """The training scenes."""
         scenes = self.options.scenes
         return Scenes(load_items("train", scenes.num_train, self.options), scenes.captions_per_item)
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """One epoch of examples: every scene once, with captions drawn anew, int64 [n]."""
+        rng = np.random.default_rng([seed, epoch])
+        num = self.options.scenes.num_train
+        return rng.permutation(num) + num * rng.integers(CAPTIONS_PER_SCENE, size=num)
 
     @property
     def info(self) -> dict[str, int]:
