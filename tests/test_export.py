@@ -46,7 +46,7 @@ def test_the_same_scores_without_jcmr(name, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
     images = scorer.encode("image", pixels)
     texts = scorer.encode("text", ["a red circle", "a small blue square and a green circle"])
-    read = scorer._read["text"][0]
+    read = scorer._read["text"]
     ids = [read("a red circle", 0), read("a small blue square and a green circle", 0)]
     given = {
         "image/image": pixels,

@@ -20,9 +20,9 @@ from jcmr.eval.embed import embed
 from jcmr.eval.tiles import score_tile
 from jcmr.serve import runs
 from jcmr.serve.programs import buckets
-from tests.smoke_runs import CONFIGS, make_run, one_device
+from tests.smoke_runs import CONFIGS, ROOT, make_run, one_device
 
-SMALL = {"batch_size": 4, "tile": (4, 8)}
+SMALL = {"batch_size": 2, "tile": (4, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def evaluated(scorer, split):
         one_device(),
     )
     sides = [
-        embed(task, scorer.run.variables, items, name, 4, prepare, mesh)
+        embed(task, scorer.run.variables, items, name, 2, prepare, mesh)
         for name, items in split.items.items()
     ]
     outer, inner = (jax.tree.map(lambda x: x[None], side) for side in sides)
@@ -142,7 +142,7 @@ def test_nothing_compiles_after_warming_up(made):
 
 def test_threads_get_what_one_gets(made):
     workdir, one = made()
-    scorer = jcmr.Scorer.load(workdir, devices=jax.devices()[:1], batch_size=2, tile=(2, 4))
+    scorer = jcmr.Scorer.load(workdir, devices=jax.devices()[:1], **SMALL)
     images, found = pictures(7), {}
 
     def work(number):
@@ -243,6 +243,11 @@ def test_objects_from_files_and_arrays(made, tmp_path):
         ("image", [np.zeros((8, 8, 4), np.uint8)], "found uint8 [8, 8, 4]"),
         ("image", [b"no picture"], "cannot be read"),
         ("image", [{"pixels": 1}], "expected image, found pixels"),
+        (
+            "image",
+            [{"image": np.zeros((4, 4, 3), np.uint8)}],
+            "as uint8 [48, 48, 3], this is uint8",
+        ),
         ("text", [Image.new("RGB", (4, 4))], "Item 0 (text): expected a text, found Image"),
         ("text", ["a", " "], "Item 1 (text): expected a text, but ' ' has no words"),
         ("text", [], "There is no text to encode: the list is empty"),
@@ -322,6 +327,23 @@ def test_a_run_of_before_opens_its_data(made, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "config", without)
     again = jcmr.Scorer.load(old, devices=jax.devices()[:1], **SMALL)
     assert again.fingerprint == scorer.fingerprint and again.run.vocabulary
+
+
+def test_the_quick_start_of_the_readme(made, tmp_path, monkeypatch):
+    workdir, _ = made()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "pcme_scenes").symlink_to(workdir)
+    (tmp_path / "photos").mkdir()
+    for i, pixels in enumerate(pictures(4)):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        space: dict = {}
+        exec(block, space)
+    assert space["scores"].shape == (2, 4) and len(space["best"]) == 3
+    assert (tmp_path / "gallery.npz").is_file()
 
 
 def test_sizes_are_few():

@@ -5,7 +5,7 @@ item must look like follows from the run's own examples.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,27 +159,44 @@ def read_mesh(num: int, item: Any, number: int) -> dict[str, np.ndarray]:
     return {"faces": faces, "neighbors": neighbors}
 
 
-def read_ready(
-    names: Sequence[str], read: Read, what: str, item: Any, number: int
-) -> dict[str, np.ndarray]:
+def read_ready(read: Read, like: Mapping[str, Any], what: str, item: Any, number: int):
     """An item by `read`, or taken as it is where a source gives it: {name of array: array}.
 
+    Args:
+      read: see `make_read`.
+      like: the arrays that are needed, as the run stores them; only the number of views may differ.
+      what: which item it is, for error messages.
+      item: the item.
+      number: its id.
+
     Raises:
-      ValueError: begins with which item it is.
-      FileNotFoundError: the same.
+      ValueError: it is something else.
+      FileNotFoundError: it names a file that is not there.
     """
     try:
-        if not isinstance(item, Mapping):
-            return read(item, number)
-        if not set(names) <= set(item):
-            raise ValueError(f"expected {', '.join(names)}, found {', '.join(item)}.")
-        return {name: np.asarray(item[name]) for name in names}
+        example = item if isinstance(item, Mapping) else read(item, number)
+        if not set(like) <= set(example):
+            raise ValueError(f"expected {', '.join(like)}, found {', '.join(example)}.")
+        return {name: as_stored(name, np.asarray(example[name]), x) for name, x in like.items()}
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{what}: {error}") from None
 
 
+def as_stored(name: str, x: np.ndarray, like: Any) -> np.ndarray:
+    """An array in the dtype that the run stores, if it has the shape and the kind of numbers."""
+    views = name == "image" and len(like.shape) == 4
+    if x.shape[views:] != like.shape[views:] or not np.can_cast(x.dtype, like.dtype, "same_kind"):
+        raise ValueError(
+            f"the run reads {name} as {like.dtype} {list(like.shape)}, this is {describe(x)}."
+        )
+    return x.astype(like.dtype)
+
+
 def make_read(run: Run, modality: str) -> tuple[Read, tuple[str, ...]]:
-    """Builds `read(item, id)` for a modality of a run, and the names of the arrays it gives."""
+    """Builds `read(item, id)` for a modality of a run, and the names of the arrays it gives.
+
+    "image" is pictures, views, regions or features, whichever the run was trained on.
+    """
     shapes = {name: x.shape for name, x in run.example.items()}
     data = run.config.data
     if modality == "points":
@@ -201,15 +218,20 @@ def make_read(run: Run, modality: str) -> tuple[Read, tuple[str, ...]]:
 
 def shapes_of(run: Run, modality: str, size: int, sharding: Any = None) -> dict[str, Any]:
     """Shapes of a batch of `size` inputs of a modality, [size, ...], ids included."""
-    shapes = {"id": ((), np.dtype(np.int32))}
-    for name in make_read(run, modality)[1]:
-        stored = run.example[name]
-        one_caption = name == "text" and np.issubdtype(stored.dtype, np.integer)
-        shapes[name] = (stored.shape[-1:] if one_caption else stored.shape), stored.dtype
+    shapes = {**stored_of(run, modality), "id": jax.ShapeDtypeStruct((), np.int32)}
     return {
-        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
+        name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=sharding)
+        for name, x in shapes.items()
     }
+
+
+def stored_of(run: Run, modality: str) -> dict[str, Any]:
+    """What the run stores of one item of a modality: name -> shape and dtype."""
+    found = {name: run.example[name] for name in make_read(run, modality)[1]}
+    if modality == "text" and np.issubdtype(found["text"].dtype, np.integer):
+        shape = found["text"].shape[-1:]  # an example may have several captions
+        found["text"] = jax.ShapeDtypeStruct(shape, found["text"].dtype)
+    return found
 
 
 def make_change(data: Mapping[str, Any], modality: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -19,7 +19,7 @@ from jcmr.data.records import stack
 from jcmr.eval.embed import encode_batch
 from jcmr.eval.tiles import score_tile
 from jcmr.serve.embeddings import Embeddings
-from jcmr.serve.items import make_read, read_ready, shapes_of
+from jcmr.serve.items import make_read, read_ready, shapes_of, stored_of
 from jcmr.serve.load import Config, Run, load_run, pairs_of
 from jcmr.serve.programs import Programs, buckets, dot, search_tiles
 
@@ -72,7 +72,8 @@ class Scorer:
         self.rows, self.columns = buckets(rows, mesh.size, 8), buckets(columns, 1, 8)
         self.programs = Programs()
         self._prepare = augment.make_prepare(run.config.data)
-        self._read = {name: make_read(run, name) for name in self.modalities}
+        self._read = {name: make_read(run, name)[0] for name in self.modalities}
+        self._stored = {name: stored_of(run, name) for name in self.modalities}
         self._shape = {name: self._embedding(name) for name in self.modalities}
 
     @classmethod
@@ -179,10 +180,10 @@ class Scorer:
         self, modality: str, items: Sequence[Any], numbers: range, ids: Sequence[int] | None
     ) -> dict[str, np.ndarray]:
         """Items as a batch; they must have one shape."""
-        read, names = self._read[modality]
+        read, like = self._read[modality], self._stored[modality]
         seeds = [0 if ids is None else int(ids[i]) for i in numbers]
         examples = [
-            read_ready(names, read, f"Item {i} ({modality})", items[i], seed)
+            read_ready(read, like, f"Item {i} ({modality})", items[i], seed)
             for i, seed in zip(numbers, seeds)
         ]
         shapes = [{name: x.shape for name, x in example.items()} for example in examples]
