@@ -40,6 +40,22 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("linear CCA", "configs/pcme_flickr8k.py", module="benchmarks.baselines.cca"),
         Row("IMRAM", "configs/imram_flickr8k_grid.py"),
     ),
+    "dxr_scenes": (
+        Row("DXR", "configs/dxr_scenes.py"),
+        Row("hinge that hardens", "configs/dxr_scenes.py:hinge"),
+        Row("images of any length", "configs/dxr_scenes.py:without_unit_images"),
+        Row("sum of hardest hinges", "configs/dxr_scenes.py:without_soft_loss"),
+        Row("contrast too high", "configs/dxr_scenes.py:without_pixel_scale"),
+        Row("one caption, nothing masked", "configs/dxr_scenes.py:without_many_captions"),
+        Row("one attention", "configs/dxr_scenes.py:without_multi_head_pool"),
+        Row("negatives of a device", "configs/dxr_scenes.py:without_global_negatives"),
+        Row("official", "configs/dxr_scenes.py:official"),
+    ),
+    "dxr_flickr8k": (
+        Row("DXR", "configs/dxr_flickr8k.py"),
+        Row("PCME", "configs/pcme_flickr8k.py"),
+        Row("linear CCA", "configs/pcme_flickr8k.py", module="benchmarks.baselines.cca"),
+    ),
     "imram_scenes": (
         Row("full, K = 3", "configs/imram_scenes.py"),
         Row("full, K = 1", "configs/imram_scenes.py", ("--config.model.steps=1",)),

@@ -8,6 +8,10 @@ from typing import Any
 from benchmarks import record
 
 OUT = Path(__file__).parents[1] / "BENCHMARKS.md"
+FLICKR8K = {
+    **{f"{way} R@{k}": f"test/{way}/r@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)},
+    "RSUM": "test/rsum",
+}
 QUALITY: dict[str, tuple[str, dict[str, str]]] = {
     "pcme_scenes": (
         "PCME on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
@@ -40,12 +44,7 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
     "pcme_flickr8k": (
         "Flickr8k subset: 753 training photos, test gallery of 125 (not comparable with the "
         "published 1,000-image test)",
-        {
-            f"{direction} R@{k}": f"test/{direction}/r@{k}"
-            for direction in ("i2t", "t2i")
-            for k in (1, 5, 10)
-        }
-        | {"RSUM": "test/rsum"},
+        FLICKR8K,
     ),
     "wikipedia": (
         "Wikipedia image-text features: 2,173 training and 693 test pairs, class mAP over the full "
@@ -63,6 +62,19 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
             "R@1 i2t": "test/i2t/r@1",
         },
     ),
+    "dxr_scenes": (
+        "DXR on scenes, and without each of its fixes: 1,000 held-out scenes, 5,000 captions, "
+        "exact relevance",
+        {
+            "hit@1 t2i": "test/t2i/hit@1",
+            "hit@1 i2t": "test/i2t/hit@1",
+            "R-P t2i": "test/t2i/r_precision",
+            "R-P i2t": "test/i2t/r_precision",
+            "R@1 t2i": "test/t2i/r@1",
+            "R@1 i2t": "test/i2t/r@1",
+        },
+    ),
+    "dxr_flickr8k": ("DXR on the same Flickr8k subset", FLICKR8K),
     "imram_scenes": (
         "IMRAM on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
         {

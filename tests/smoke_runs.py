@@ -13,7 +13,14 @@ from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.state import init_state
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ("pcme_scenes", "imram_scenes", "gcn_scenes", "gpldan_scenes", "center3d_shapes")
+CONFIGS = (
+    "pcme_scenes",
+    "imram_scenes",
+    "gcn_scenes",
+    "gpldan_scenes",
+    "center3d_shapes",
+    "dxr_scenes",
+)
 """One of each system."""
 
 

@@ -24,6 +24,7 @@ ADAPTERS = {
     "tensorflow_datasets": {"data/tfds_builder.py"},
     "grain": {"data/loader.py"},
     "tensorboardX": {"train/logging.py"},
+    "tokenizers": {"data/wordpiece.py"},
 }
 LIGHT = {"jax", "numpy", "jcmr", "flax", "optax", *sys.stdlib_module_names}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jcmr.convert.folder import save_converted
 
-KINDS = ("dgcnn", "imram", "meshnet", "pcme", "resnet", "scan", "vse_infty")
+KINDS = ("bert", "dgcnn", "imram", "meshnet", "pcme", "resnet", "scan", "vse_infty")
 
 
 def main(argv: list[str]) -> None:

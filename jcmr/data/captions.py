@@ -9,7 +9,7 @@ from absl import logging
 
 from jcmr.core.types import RandomAccess, RetrievalSplit, same_id
 from jcmr.data.records import Arrays, stack, take
-from jcmr.data.text import encode_all, tokenize
+from jcmr.data.wordpiece import encode_captions
 
 
 def group_captions(owner: np.ndarray, captions_per_item: int) -> np.ndarray:
@@ -124,6 +124,4 @@ class CaptionSource:
 
     def tokenize(self, captions: Sequence[str]) -> np.ndarray:
         """Token ids as the model was trained on, int32 [n, max_words]; for free text queries."""
-        return encode_all(
-            [tokenize(c, self.stem) for c in captions], self.vocabulary, self.max_words
-        )
+        return encode_captions(captions, None, self.vocabulary, self.max_words, self.stem)

@@ -1,7 +1,7 @@
 """Captions to token ids: reading, tokenising, vocabularies, token dropping.
 
 A vocabulary is a plain dict word -> id. Ids 0 to 3 are padding, start, end and unknown, as in the
-official files of the papers.
+official files of the papers; only those of WordPiece, which `wordpiece` reads, have their own.
 """
 
 import collections
@@ -19,6 +19,8 @@ from jcmr.data.pickled_vocabulary import load_pickled_vocabulary
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
+PIECES = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+"""The same in a vocabulary of WordPiece, padding at 0 and the others anywhere."""
 # Words whose final period ends no sentence; those of nltk's English model that captions may hold.
 ABBREVIATIONS = (
     *("a.d", "a.m", "ave", "bros", "co", "col", "corp", "d.c", "dr", "ft", "gen", "inc", "jr"),
@@ -110,7 +112,8 @@ def build_vocabulary(captions: Iterable[Sequence[str]], min_count: int = 1) -> d
 
 
 def load_vocabulary(path: str | Path) -> dict[str, int]:
-    """Reads a vocabulary: json (a list, a dict, or a dict under "word2idx") or an official pickle.
+    """Reads a vocabulary: json (a list, a dict, or a dict under "word2idx"), an official pickle, or
+    the vocab.txt of a BERT, one piece a line.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -122,6 +125,8 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
             f"There is no vocabulary file {path}. Leave config.data.vocabulary empty to build one "
             f"from the training captions."
         )
+    if path.suffix == ".txt":
+        return load_pieces(path)
     if path.suffix in (".pkl", ".pickle"):
         content = load_pickled_vocabulary(path)
     else:
@@ -134,6 +139,35 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
     if isinstance(content, list):
         content = {word: index for index, word in enumerate(content)}
     return validate_vocabulary(content, path)
+
+
+def load_pieces(path: Path) -> dict[str, int]:
+    """Reads the vocab.txt of a BERT: line number -> piece.
+
+    Raises:
+      ValueError: a piece is there twice, a special one is missing, or padding is not the first.
+    """
+    lines = [line.strip() for line in read_lines(path)]
+    pieces = {}
+    for number, piece in enumerate(lines):
+        if piece in pieces:
+            raise ValueError(
+                f"{path}, line {number + 1}: {piece!r} is there already, on line "
+                f"{pieces[piece] + 1}; every line is one piece."
+            )
+        pieces[piece] = number
+    missing = [piece for piece in PIECES if piece not in pieces]
+    if missing or pieces[PIECES[0]] != 0:
+        found = f"it has no {', '.join(missing)}" if missing else "[PAD] is not on its first line"
+        raise ValueError(
+            f"{path} is no vocab.txt of a BERT: {found}. Use the file that came with the weights."
+        )
+    return pieces
+
+
+def is_wordpiece(vocabulary: Mapping[str, int]) -> bool:
+    """Whether it holds pieces of words, as those of BERT."""
+    return all(piece in vocabulary for piece in PIECES)
 
 
 def get_vocabulary(
@@ -206,7 +240,14 @@ def drop_tokens(ids: np.ndarray, rng: np.random.Generator, rate: float) -> np.nd
 
     Each word becomes `<unk>` with probability `rate`; then int(rate * words) random words are
     deleted. Start and end stay.
+
+    Raises:
+      ValueError: the caption is one of pieces, whose ids mean something else.
     """
+    if ids[0] != START:
+        raise ValueError(
+            "Tokens of WordPiece cannot be dropped: set config.data.token_drop_rate to 0."
+        )
     length = int((ids != PAD).sum())
     words = ids[1 : length - 1]
     words = np.where(rng.random(len(words)) < rate, UNK, words)

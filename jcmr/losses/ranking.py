@@ -22,7 +22,7 @@ def triplet_hinge(
     """Bidirectional hinge of matched pairs (VSE++, Faghri et al., BMVC 2018, eq. 5 and 6).
 
     For a pair with score s: [margin + s' - s]+ over all other columns of its row, plus the same
-    over all other rows of its column; of each the largest, or the sum of all.
+    over all other rows of its column; of each the largest, or the sum of all, or a mean of both.
 
     Args:
       scores: [n, m].
@@ -30,7 +30,8 @@ def triplet_hinge(
       columns: int [k], its column.
       negative: bool [n, m], which pairs count as mismatches.
       margin: of the scores.
-      hardest: the largest violation instead of the sum; may be traced.
+      hardest: the share in [0, 1] of the largest violation, that of the sum being the rest; may be
+        traced.
 
     Returns:
       [k], at least 0.
@@ -45,7 +46,8 @@ def triplet_hinge(
 
     def cost(others: Array, mismatch: Array) -> Array:
         violation = jnp.where(mismatch, jax.nn.relu(margin + others - own[:, None]), 0.0)
-        return jnp.where(hardest, violation.max(axis=1), violation.sum(axis=1))
+        share = jnp.asarray(hardest, violation.dtype)
+        return share * violation.max(axis=1) + (1 - share) * violation.sum(axis=1)
 
     in_row = cost(scores[rows], negative[rows])
     return in_row + cost(scores[:, columns].T, negative[:, columns].T)
@@ -76,7 +78,12 @@ class HingeConfig(Protocol):
 
 
 def hinge_terms(
-    scores: Array, batch: Batch, cfg: HingeConfig, hardest: Array | bool, axis: str | None
+    scores: Array,
+    batch: Batch,
+    cfg: HingeConfig,
+    hardest: Array | bool,
+    axis: str | None,
+    groups: int = 1,
 ) -> Terms:
     """The objective of this device's captions, against the images and captions of all devices.
 
@@ -86,6 +93,7 @@ def hinge_terms(
       cfg: the options.
       hardest: see `triplet_hinge`.
       axis: device axis.
+      groups: see `targets.pair_targets`.
 
     >>> from types import SimpleNamespace
     >>> cfg = SimpleNamespace(margin=0.2, reduction='mean', duplicates='masked')
@@ -97,7 +105,14 @@ def hinge_terms(
     """
     sides = batch_sides(batch, axis)
     images, captions = parallel.all_gather(sides, axis)
-    targets = pair_targets(images, captions, cfg.duplicates, cfg.mask_true_positives)
+    targets = pair_targets(
+        images,
+        captions,
+        cfg.duplicates,
+        cfg.mask_true_positives,
+        num_rows=len(images.row),
+        groups=groups,
+    )
     # A column needs the rows of all devices, and scores are few beside what made them.
     scores = parallel.all_gather(scores, axis)
     rows = sides[1].row

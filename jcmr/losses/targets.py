@@ -70,6 +70,7 @@ def pair_targets(
     own_share: Array | None = None,
     num_rows: int = 0,
     label_smoothing: float = 0.0,
+    groups: int = 1,
 ) -> Targets:
     """Targets of images [n] against captions [m].
 
@@ -81,8 +82,10 @@ def pair_targets(
       mask_true_positives: leaves out pairs that match by their codes without being own pairs.
       own_share: [n], what mixed images kept of themselves (`ops.mixing`), None without mixing; the
         rest belongs to the mirrored row.
-      num_rows: of the global batch; needed with `own_share`.
+      num_rows: of the global batch; needed with `own_share` and `groups`.
       label_smoothing: s turns targets 0 and 1 into s and 1 - s (PCME++).
+      groups: parts of the batch whose members alone are compared with each other; official code
+        that gathers nothing has as many as devices.
 
     Raises:
       ValueError: true positives cannot be masked, as the batch has no codes.
@@ -113,6 +116,8 @@ def pair_targets(
             )
         match = injective_match(captions.code[None, :], images.code[:, None])
         valid &= ~match | (positive > 0)
+    if groups > 1:
+        valid &= row * groups // num_rows == caption_row * groups // num_rows
     if label_smoothing:
         positive = label_smoothing + (1 - 2 * label_smoothing) * positive
     return Targets(positive, valid)

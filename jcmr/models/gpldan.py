@@ -23,7 +23,6 @@ from jcmr.losses import pvse
 from jcmr.losses.graph_pattern import WEIGHTS, Margins, graph_pattern
 from jcmr.models.encoders.compact import CompactNet
 from jcmr.models.encoders.gru import BiGRU, read_out
-from jcmr.models.encoders.norm import unit_length
 from jcmr.models.encoders.pie import dropout
 from jcmr.models.encoders.projector import Projected, Projector, Tokens
 
@@ -59,11 +58,6 @@ class Config:
     fuse_weight: float = 1.0
     """Of the contrast of fused representations (InfoNCE)."""
     temperature: float = 0.1
-    neighbour_share: float = 0.0
-    """Share of the contrast's target that is spread over the batch by how alike the raw texts are:
-    without labels, the nearest thing to items of one class. For text "features" alone."""
-    neighbour_temperature: float = 0.1
-    """Of the softmax over cosines of raw texts."""
     margin: float = 0.1
     """PVSE's ranking margin."""
     diversity_weight: float = 0.1
@@ -97,10 +91,6 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
                 raise ValueError(
                     f"config.model.{option} has no {name!r}; it can hold {', '.join(known)}."
                 )
-    if config.neighbour_share and config.text != "features":
-        raise ValueError(
-            "config.model.neighbour_share compares raw text features; set it to 0 for word ids."
-        )
     return config
 
 
@@ -204,27 +194,13 @@ class Sides(NamedTuple):
     text: Projected
     id: Array
     """[b], of the image."""
-    words: Array
-    """[b, t], the text as it came."""
 
 
-def contrast(query: Array, items: Array, targets: Array, valid: Array, temperature: float) -> Term:
-    """Cross-entropy of rows [b, d] against all columns [n, d] (InfoNCE), targets [b, n]."""
+def contrast(query: Array, items: Array, own: Array, valid: Array, temperature: float) -> Term:
+    """Cross-entropy of rows [b, d] against all columns [n, d] (InfoNCE); `own`, `valid` [b, n]."""
     logits = jnp.matmul(query, items.T, precision=HIGHEST) / temperature
     log_share = jax.nn.log_softmax(jnp.where(valid, logits, -jnp.inf))
-    return Term(-jnp.sum(jnp.where(valid, targets * log_share, 0.0)), len(logits))
-
-
-def contrast_targets(
-    own: Array, valid: Array, words: Array, all_words: Array, cfg: Config
-) -> Array:
-    """What the contrast aims at, [b, n]: the own pair, and partly its neighbours by raw text."""
-    targets = own.astype(jnp.float32)
-    if not cfg.neighbour_share:
-        return targets
-    alike = jnp.matmul(unit_length(words), unit_length(all_words).T, precision=HIGHEST)
-    alike = jnp.where(valid, alike / cfg.neighbour_temperature, -jnp.inf)
-    return (1 - cfg.neighbour_share) * targets + cfg.neighbour_share * jax.nn.softmax(alike)
+    return Term(-jnp.sum(jnp.where(own, log_share, 0.0)), len(logits))
 
 
 def gpldan_terms(model: GPLDAN, variables: Variables, here: Sides, axis: str | None) -> Terms:
@@ -244,16 +220,13 @@ def gpldan_terms(model: GPLDAN, variables: Variables, here: Sides, axis: str | N
             count += logits[..., 0].size
         terms["modality"] = Term(total, count, cfg.classifier_weight)
     if cfg.fuse_weight:
-        images, texts, ids, words = parallel.all_gather(
-            (here.image.fused, here.text.fused, here.id, here.words), axis
-        )
+        images, texts, ids = parallel.all_gather((here.image.fused, here.text.fused, here.id), axis)
         own, valid = own_pairs(here.id, ids, axis)
-        targets = contrast_targets(own, valid, here.words, words, cfg)
         for name, query, items in (
             ("image_to_text", here.image.fused, texts),
             ("text_to_image", here.text.fused, images),
         ):
-            term = contrast(query, items, targets, valid, cfg.temperature)
+            term = contrast(query, items, own, valid, cfg.temperature)
             terms[name] = term._replace(weight=cfg.fuse_weight)
     return terms
 
@@ -308,7 +281,7 @@ def make(cfg: Mapping[str, Any]) -> Task:
         )
         text_keys = parallel.example_keys(text_key, rows, axis)
         text: Any = model.apply(variables, batch["text"], text_keys, method="embed_text")
-        here = Sides(image, text, batch["id"], batch["text"])
+        here = Sides(image, text, batch["id"])
         if config.method == "pvse":
             return pvse_terms(here, config, axis), mutables
         return gpldan_terms(model, variables, here, axis), mutables

@@ -1,5 +1,7 @@
 """Softmax attention over a set, with masks that leave no NaN behind."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -46,6 +48,34 @@ def attention_pool(logits: Array, values: Array, mask: Array | None = None) -> t
     """
     weights = masked_softmax(logits, None if mask is None else mask[..., None], axis=1)
     return jnp.einsum("btk,btd->bkd", weights.astype(values.dtype), values), weights
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
+) -> Array:
+    """Scaled dot-product attention in heads h (Vaswani et al., 2017); 0 where nothing is real.
+
+    Args:
+      query: [b, t, h, d].
+      key: [b, s, h, d].
+      value: [b, s, h, d].
+      mask: [b, s], True = real.
+      drop: applied to the weights [b, h, t, s].
+
+    Returns:
+      [b, t, h, d] in the dtype of `value`.
+
+    >>> one = jnp.ones((1, 2, 1, 4))
+    >>> attend(one, one, 3 * one).shape, float(attend(one, one, 3 * one)[0, 0, 0, 0])
+    ((1, 2, 1, 4), 3.0)
+    """
+    logits = jnp.einsum("bthd,bshd->bhts", query, key) * query.shape[-1] ** -0.5
+    weights = drop(masked_softmax(logits, None if mask is None else mask[:, None, None]))
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
 
 
 def masked_mean(values: Array, mask: Array | None = None) -> Array:

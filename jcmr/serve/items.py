@@ -20,6 +20,7 @@ from jcmr.data.mesh import mesh_features
 from jcmr.data.objects import gallery_cloud, rgb
 from jcmr.data.simplify import load_mesh, simplified
 from jcmr.data.sources.features import make_transform
+from jcmr.data.wordpiece import encode_captions
 from jcmr.serve.load import Run
 
 Read = Callable[[Any, int], dict[str, np.ndarray]]
@@ -126,7 +127,7 @@ def read_text(
     found = words(item)
     if not found:
         raise ValueError(f"expected a text, but {item[:40]!r} has no words.")
-    return {"text": text.encode(found, vocabulary, length)}
+    return {"text": encode_captions([item], [found], vocabulary, length)[0]}
 
 
 def read_points(num: int, item: Any, number: int) -> dict[str, np.ndarray]:

@@ -90,11 +90,16 @@ def read_vocabulary(folder: Path, expected: str) -> dict[str, int]:
     Raises:
       ValueError: the file is damaged or not that of the run.
     """
-    vocabulary = load_vocabulary(folder / VOCABULARY)
-    if fingerprint(vocabulary) != expected:
+    path = folder / VOCABULARY
+    try:
+        vocabulary: dict[str, int] = json.loads(path.read_text("utf-8"))["word2idx"]
+        found = fingerprint(vocabulary)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again from the run.") from None
+    if found != expected:
         raise ValueError(
-            f"{folder / VOCABULARY} is not the vocabulary that the run was trained with "
-            f"({fingerprint(vocabulary)}, expected {expected}): copy it again from the run."
+            f"{path} is not the vocabulary that the run was trained with ({found}, expected "
+            f"{expected}): copy it again from the run."
         )
     return vocabulary
 

@@ -19,7 +19,7 @@ from jcmr.core.weights import load_weights
 from jcmr.data import augment, word_graph
 from jcmr.data.glove import load_glove
 from jcmr.data.records import take
-from jcmr.data.text import PAD, SPECIAL, fingerprint, save_vocabulary
+from jcmr.data.text import PAD, SPECIAL, fingerprint, is_wordpiece, save_vocabulary
 from jcmr.eval import ensemble
 from jcmr.train import linear_start
 from jcmr.train.checkpoint import Checkpoints
@@ -71,7 +71,8 @@ def describe(config: Config, source: Source) -> dict[str, Any]:
 def write_description(workdir: Path, described: Mapping[str, Any], source: Source) -> None:
     """Writes what makes a run usable without its data: config.json, and the words if it has any."""
     vocabulary = getattr(source, "vocabulary", {})
-    if vocabulary.get(SPECIAL[PAD]) == PAD:  # names of columns, as some data has, are no word ids
+    # Names of columns, as some data has, are no word ids.
+    if vocabulary.get(SPECIAL[PAD]) == PAD or is_wordpiece(vocabulary):
         save_vocabulary(workdir / VOCABULARY, vocabulary)
     write_json(workdir / "config.json", described)
 

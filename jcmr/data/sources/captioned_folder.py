@@ -17,6 +17,7 @@ from jcmr.data import text
 from jcmr.data.captions import CaptionPairs, CaptionSource, caption_split
 from jcmr.data.options import unpack
 from jcmr.data.records import image_files
+from jcmr.data.wordpiece import encode_captions
 
 
 class FolderOptions(NamedTuple):
@@ -30,7 +31,7 @@ class FolderOptions(NamedTuple):
     max_words: int = 32
     captions_per_item: int = 1
     vocabulary: str = ""
-    """A vocabulary file; empty builds one from the training captions."""
+    """A vocabulary file or the vocab.txt of a BERT; empty builds one from the training captions."""
     min_count: int = 1
     strict: bool = False
     """An image that cannot be read ends the run, instead of being skipped."""
@@ -130,20 +131,20 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
                 raw.append(caption.words)
         return tokens, np.asarray(owner, np.int32), raw
 
-    tokens, owner, _ = tokens_of("train")
+    tokens, owner, raw = tokens_of("train")
     vocabulary = text.get_vocabulary(config.vocabulary, tokens, config.min_count)
 
     def make_split(split: str) -> RetrievalSplit:
         if split not in splits:
             raise ValueError(f"{split_path} has no split {split!r}; it has {', '.join(splits)}.")
         tokens, owner, raw = tokens_of(split)
-        ids = text.encode_all(tokens, vocabulary, config.max_words)
+        ids = encode_captions(raw, tokens, vocabulary, config.max_words)
         images = image_files(folder, splits[split], config.image_size, blank=not config.strict)
         extras = {"captions": raw, "images": images.stored, "names": splits[split]}
         return caption_split(split, images, ids, owner, extras)
 
     images = image_files(folder, splits["train"], config.image_size, whole=config.whole_image)
-    ids = text.encode_all(tokens, vocabulary, config.max_words)
+    ids = encode_captions(raw, tokens, vocabulary, config.max_words)
     train = CaptionPairs(images, ids, owner, config.captions_per_item, config.strict)
     return CaptionSource(
         {"vocab_size": len(vocabulary)}, train, vocabulary, config.max_words, make_split

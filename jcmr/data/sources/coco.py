@@ -21,6 +21,7 @@ from jcmr.data.eccv_caption import NAMES, load_matches
 from jcmr.data.options import unpack
 from jcmr.data.prepared import Index, open_prepared, owners, split_tokens
 from jcmr.data.records import Images
+from jcmr.data.wordpiece import encode_captions
 
 ORIGIN = (
     "COCO comes from https://cocodataset.org/#download (2014 train and val images, annotations), "
@@ -43,7 +44,7 @@ class CocoOptions(NamedTuple):
     max_words: int = 32
     captions_per_item: int = 1
     vocabulary: str = ""
-    """A vocabulary file; empty builds one from the training captions."""
+    """A vocabulary file or the vocab.txt of a BERT; empty builds one from the training captions."""
     min_count: int = 4
     eccv_dir: str = ""
     """Folder of the json files of eccv-caption; empty does without the relations eccv and cxc."""
@@ -130,13 +131,13 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
         images = Images(
             prepared.images(split), index.names, config.image_size, blank=not config.strict
         )
-        ids = text.encode_all(split_tokens(index), vocabulary, config.max_words)
+        ids = encode_captions(index.captions, split_tokens(index), vocabulary, config.max_words)
         extras = {"captions": index.captions, "names": index.names}
         made = caption_split(split, images, ids, owners(index), extras)
         return with_test_protocols(made, index, config.eccv_dir) if split == "test" else made
 
     images = Images(prepared.images("train"), train.names, config.image_size, whole=True)
-    ids = text.encode_all(tokens, vocabulary, config.max_words)
+    ids = encode_captions(train.captions, tokens, vocabulary, config.max_words)
     pairs = CaptionPairs(images, ids, owners(train), config.captions_per_item, config.strict)
     info = {"vocab_size": len(vocabulary)}
     return CaptionSource(info, pairs, vocabulary, config.max_words, make_split)

@@ -17,6 +17,7 @@ from jcmr.core.types import RetrievalSplit
 from jcmr.data import text
 from jcmr.data.captions import CaptionPairs, CaptionSource, caption_split
 from jcmr.data.options import unpack
+from jcmr.data.wordpiece import encode_captions
 
 
 class PrecompOptions(NamedTuple):
@@ -28,7 +29,7 @@ class PrecompOptions(NamedTuple):
     captions_per_image: int = 5
     """What the files hold for each image."""
     vocabulary: str = ""
-    """A vocabulary file; empty builds one from the training captions."""
+    """A vocabulary file or the vocab.txt of a BERT; empty builds one from the training captions."""
     min_count: int = 1
     stem: bool = False
     """Cuts the endings of words off, which small data needs."""
@@ -229,13 +230,13 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
                 f"{split.images.path} holds features [regions, width] {found}, {train.images.path} "
                 f"holds {shape}; both must come from one extractor."
             )
-        ids = text.encode_all(split.tokens, vocabulary, config.max_words)
+        ids = encode_captions(split.captions, split.tokens, vocabulary, config.max_words)
         extras: dict[str, Any] = {"captions": split.captions, "names": split.names}
         if name == "test" and config.test_protocols:
             extras["protocols"] = fold_protocols(split, config.test_protocols)
         return caption_split(name, split.images, ids, split.owner, extras)
 
-    ids = text.encode_all(train.tokens, vocabulary, config.max_words)
+    ids = encode_captions(train.captions, train.tokens, vocabulary, config.max_words)
     pairs = CaptionPairs(train.images, ids, train.owner, config.captions_per_item)
     info = {"vocab_size": len(vocabulary), "num_regions": shape[0], "feature_dim": shape[1]}
     return CaptionSource(info, pairs, vocabulary, config.max_words, make_split, config.stem)
