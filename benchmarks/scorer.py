@@ -97,7 +97,8 @@ def measure_encoding(scorer: Scorer, batches: int, rounds: int) -> dict[str, Any
     def ours() -> None:
         scorer.encode("image", pixels)
 
-    bare(), ours()
+    bare()
+    ours()
     times = [(seconds(bare), seconds(ours)) for _ in range(rounds)]
     ratios = [a / b for a, b in times]
     return {

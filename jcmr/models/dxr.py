@@ -161,7 +161,7 @@ class ImageTower(nn.Module):
         else:
             depth = int(cfg.image.removeprefix("resnet"))
             x, _ = resnet.ResNet(depth, dtype, name="backbone")(inputs["image"], train, axis)
-        return x.reshape(len(x), -1, x.shape[-1])
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class TextTower(nn.Module):

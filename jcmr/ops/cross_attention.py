@@ -368,4 +368,4 @@ def score_tile(
         return lax.switch(bucket, branches, captions)
 
     scores = lax.map(score_chunk, (chunks, lengths[filled].reshape(-1, chunk).max(axis=1)))
-    return scores.reshape(len(filled), -1)[jnp.argsort(order)].T
+    return scores.reshape(filled.shape[0], -1)[jnp.argsort(order)].T

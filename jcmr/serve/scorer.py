@@ -125,7 +125,7 @@ class Scorer:
         return shapes_of(self.run, modality, size, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
     def encode(
-        self, modality: str, items: Sequence[Any], ids: Sequence[int] | None = None
+        self, modality: str, items: Sequence[Any] | np.ndarray, ids: Sequence[int] | None = None
     ) -> Embeddings:
         """Encodes items in batches of few sizes.
 
