@@ -108,7 +108,7 @@ def evaluate(
     results = evaluator(variables, embedded)  # compiles
     began = time.perf_counter()
     evaluator(variables, embedded)
-    pairs = np.prod([len(items) for items in splits[0].items.values()])
+    pairs = np.prod([len(items) for _, items in retrieval.sides_of(splits[0])])
     return hits_of([results], splits), float(pairs / (time.perf_counter() - began))
 
 
@@ -132,7 +132,7 @@ def standardised(run: Run, embedded: Mapping[Any, Embedding], split: RetrievalSp
     """The run's task with scores of mean 0 and deviation 1 on a sample of the split."""
     first = [
         jax.tree.map(lambda x: x[:SAMPLE], embedded[modality, id(items)])
-        for modality, items in split.items.items()
+        for modality, items in retrieval.sides_of(split)
     ]
     sample = np.asarray(jax.jit(run.task.score)(run.variables, *first), np.float64)
     mean, deviation = float(sample.mean()), float(sample.std()) or 1.0

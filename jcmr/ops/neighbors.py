@@ -52,9 +52,11 @@ def nearest(x: Array, k: int) -> Array:
         return lax.top_k(nearness(clouds), k)[1].astype(jnp.int32)
 
     x, clouds_at_once = lax.stop_gradient(x), max(1, SCORES_AT_ONCE // x.shape[1] ** 2)
-    if len(x) <= clouds_at_once:
+    known = isinstance(x.shape[0], int)  # an exported program takes batches of any size
+    if known and x.shape[0] <= clouds_at_once:
         return nearest_of(x)
-    return lax.map(lambda cloud: nearest_of(cloud[None])[0], x, batch_size=clouds_at_once)
+    batch_size = clouds_at_once if known else None
+    return lax.map(lambda cloud: nearest_of(cloud[None])[0], x, batch_size=batch_size)
 
 
 def neighbor_rows(index: Array) -> Array:

@@ -86,3 +86,20 @@ def point_of(values: Any) -> np.ndarray:
     else:
         return values.mean if hasattr(values, "mean") else values.feature
     return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-8)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """What `Embeddings.save` wrote; its values are a list of leaves.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no embeddings {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            leaves = [file[f"leaf{i}"] for i in range(len(file.files) - 2)]
+            return Embeddings(str(file["modality"]), str(file["fingerprint"]), leaves)
+    except Exception as error:  # damaged archives raise nearly anything
+        raise ValueError(f"{path} holds no embeddings ({error}); save them again.") from error

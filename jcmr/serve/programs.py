@@ -1,11 +1,12 @@
 """Programs that are compiled ahead of time, one for each of few sizes."""
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
@@ -40,6 +41,39 @@ def buckets(most: int, unit: int, factor: int) -> tuple[int, ...]:
     while sizes[-1] * factor < most:
         sizes.append(sizes[-1] * factor)
     return tuple(dict.fromkeys((*sizes, most)))
+
+
+def bucket(sizes: Sequence[int], count: int) -> int:
+    """The least of `sizes` that holds `count` items.
+
+    >>> bucket((1, 2, 4), 3)
+    4
+    """
+    return next(size for size in sizes if size >= count)
+
+
+def parts_of(num: int, most: int) -> list[slice]:
+    """0..num in slices of at most `most`.
+
+    >>> parts_of(5, 3)
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    return [slice(start, min(start + most, num)) for start in range(0, num, most)]
+
+
+def padded(tree: Any, size: int) -> Any:
+    """Leaves [n, ...] as [size, ...]; the last row is repeated.
+
+    >>> padded(np.arange(2), 4).tolist()
+    [0, 1, 1, 1]
+    """
+
+    def pad(x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        missing = size - len(x)
+        return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+    return jax.tree.map(pad, tree)
 
 
 def search_tiles(

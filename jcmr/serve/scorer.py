@@ -18,10 +18,10 @@ from jcmr.data.prepare.progress import Progress
 from jcmr.data.records import stack
 from jcmr.eval.embed import encode_batch
 from jcmr.eval.tiles import score_tile
-from jcmr.serve.embeddings import Embeddings
+from jcmr.serve.embeddings import Embeddings, read_embeddings
 from jcmr.serve.items import make_read, read_ready, shapes_of, stored_of
 from jcmr.serve.load import Config, Run, load_run, pairs_of
-from jcmr.serve.programs import Programs, buckets, dot, search_tiles
+from jcmr.serve.programs import Programs, bucket, buckets, dot, padded, parts_of, search_tiles
 
 LONG = 10_000
 """Items from which on encoding says how far it is."""
@@ -36,17 +36,6 @@ class Found(NamedTuple):
     """float32 [n, k]; -inf where the gallery is smaller than k."""
     ids: np.ndarray
     """int32 [n, k], positions in the gallery; -1 where it is smaller than k."""
-
-
-def padded(tree: Any, size: int) -> Any:
-    """Leaves [n, ...] as [size, ...]; the last row is repeated."""
-
-    def pad(x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x)
-        missing = size - len(x)
-        return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
-
-    return jax.tree.map(pad, tree)
 
 
 class Scorer:
@@ -437,26 +426,7 @@ class Scorer:
           FileNotFoundError: there is no such file.
           ValueError: it holds something else, or embeddings of another model.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"There are no embeddings {path}.")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                made = Embeddings(str(file["modality"]), str(file["fingerprint"]), ())
-                leaves = [file[f"leaf{i}"] for i in range(len(file.files) - 2)]
-        except Exception as error:  # damaged archives raise nearly anything
-            raise ValueError(f"{path} holds no embeddings ({error}); save them again.") from error
-        made = dataclasses.replace(made, values=leaves)
+        made = read_embeddings(Path(path))
         self._check_made(made)
         structure = jax.tree.structure(self._shape[made.modality])
-        return dataclasses.replace(made, values=jax.tree.unflatten(structure, leaves))
-
-
-def bucket(sizes: Sequence[int], count: int) -> int:
-    """The least of `sizes` that holds `count` items."""
-    return next(size for size in sizes if size >= count)
-
-
-def parts_of(num: int, most: int) -> list[slice]:
-    """0..num in slices of at most `most`."""
-    return [slice(start, min(start + most, num)) for start in range(0, num, most)]
+        return dataclasses.replace(made, values=jax.tree.unflatten(structure, made.values))
