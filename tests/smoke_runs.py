@@ -24,7 +24,7 @@ CONFIGS = (
 """One of each system."""
 
 
-def one_device(_=None):
+def one_device():
     return parallel.make_mesh(jax.devices()[:1])
 
 

@@ -17,7 +17,8 @@ def workdirs(tmp_path_factory):
 
 
 def test_a_table_with_intervals_and_all_together(workdirs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(parallel, "make_mesh", one_device)
+    mesh = one_device()
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
     compare.main([*workdirs, f"--out={tmp_path / 'a.png'}"])
     said = capsys.readouterr().out
     header, *lines = said.splitlines()
@@ -30,8 +31,9 @@ def test_a_table_with_intervals_and_all_together(workdirs, tmp_path, capsys, mon
 
 
 def test_runs_on_other_data_are_refused(workdirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "make_mesh", one_device)
-    member = compare.open_member(workdirs[0], one_device())
+    mesh = one_device()
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+    member = compare.open_member(workdirs[0], mesh)
     source, _ = compare.build(member.run.config)
     other = source.retrieval("dev")._replace(name="test")
     with pytest.raises(ValueError, match=r"a and b are tested on different data \(captions of"):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import jcmr
+from jcmr.convert.folder import save_converted
 from jcmr.core import parallel
 from jcmr.core.types import split_list
 from jcmr.data import augment
@@ -20,7 +21,7 @@ from jcmr.eval.embed import embed
 from jcmr.eval.tiles import score_tile
 from jcmr.serve import runs
 from jcmr.serve.programs import buckets
-from tests.smoke_runs import CONFIGS, ROOT, make_run, one_device
+from tests.smoke_runs import CONFIGS, ROOT, make_run, one_device, smoke_config
 
 SMALL = {"batch_size": 2, "tile": (4, 8)}
 
@@ -327,6 +328,22 @@ def test_a_run_of_before_opens_its_data(made, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "config", without)
     again = jcmr.Scorer.load(old, devices=jax.devices()[:1], **SMALL)
     assert again.fingerprint == scorer.fingerprint and again.run.vocabulary
+
+
+def test_converted_weights_are_a_scorer(made, tmp_path):
+    _, scorer = made()
+    run, folder = scorer.run, tmp_path / "weights"
+    saved = {"task": "pcme", "model": run.config.model.to_dict()}
+    save_converted(folder, jax.device_get(run.variables), saved, run.vocabulary)
+    with pytest.raises(ValueError, match="which do not say how items are read: give the config"):
+        jcmr.Scorer.load(folder)
+    config = smoke_config("pcme_scenes")
+    config.data.image_size, config.data.max_words = 48, run.example["text"].shape[-1]
+    again = jcmr.Scorer.load(folder, config, jax.devices()[:1], **SMALL)
+    for encoded in (lambda s: captions(s, 2), lambda s: s.encode("image", pictures(2))):
+        np.testing.assert_allclose(
+            encoded(again).values.mean, encoded(scorer).values.mean, atol=1e-6
+        )
 
 
 def test_the_quick_start_of_the_readme(made, tmp_path, monkeypatch):
