@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PAGES := jcmr.serve jcmr.losses jcmr.ops jcmr.eval.metrics jcmr.core
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 
 setup: $(VENV)/installed  ## the virtual environment with everything that development needs
 
@@ -24,5 +25,8 @@ lint: setup  ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: setup  ## pages of the public modules, in site/; a warning is an error
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory site $(PAGES)
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

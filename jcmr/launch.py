@@ -1,4 +1,4 @@
-"""`python -m jcmr.launch --config=configs/<name>.py [--workdir=...] [--mode=train|eval]`."""
+"""`python -m jcmr.launch --config=configs/<name>.py [--workdir=...] [--mode=train|eval|export]`."""
 
 import importlib
 import os
@@ -32,7 +32,9 @@ from jcmr.eval import (
     vqa,
 )
 from jcmr.eval.occlusion import measure_occlusion
+from jcmr.serve.export import export_run
 from jcmr.serve.knowledge import Library
+from jcmr.serve.load import load_run
 from jcmr.serve.runs import (
     Config,
     build,
@@ -42,6 +44,7 @@ from jcmr.serve.runs import (
     restore_members,
     restore_variables,
     with_glove,
+    write_description,
 )
 from jcmr.train import loop, optim
 from jcmr.train.checkpoint import Checkpoints
@@ -49,7 +52,7 @@ from jcmr.train.logging import RunLog, clock, read_records, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/x.py:smoke.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of config> if unset.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "export"], "What to do.")
 
 
 def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:
@@ -168,7 +171,7 @@ def run_train(config: Config, workdir: Path) -> None:
     state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
     if position:
         logging.info("resuming %s at step %d", workdir, int(state.step))
-    write_json(workdir / "config.json", described)
+    write_description(workdir, described, source)
     batches = loader.prefetch(
         reader, lambda batch: parallel.put_batch(batch, mesh, config.parallel)
     )
@@ -284,6 +287,15 @@ def answer_questions(
     print(f"\nPictures: {folder}")
 
 
+def run_export(workdir: Path) -> None:
+    """Writes a run's encoders and scores as StableHLO into `<workdir>/export`."""
+    run = load_run(workdir, parallel.make_mesh(jax.devices()[:1]))
+    manifest = export_run(run, workdir / "export")
+    print(f"{run.config.task} at step {run.step}: {workdir / 'export'}")
+    for entry in (*manifest["encode"].values(), *manifest["score"]):
+        print(f"  {entry['file']}")
+
+
 def ours(error: BaseException) -> bool:
     """Whether the error was raised by a line of jcmr itself: then its message is for people."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -317,6 +329,8 @@ def main(argv: list[str]) -> None:
     try:
         if MODE.value == "train":
             run_train(config, workdir)
+        elif MODE.value == "export":
+            run_export(workdir)
         else:
             source, task = build(config)
             run_eval(config, workdir, source, task)

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import jcmr
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import read_records
 
@@ -79,6 +81,14 @@ def test_a_run_leaves_what_it_should(finished):
     assert all(np.isfinite(r["loss"]) for r in records if r["split"] == "train")
     assert list((finished / "tensorboard").iterdir())
     assert list((finished / "report").glob("*.png"))
+
+
+def test_a_trained_run_is_a_scorer(finished):
+    assert (finished / "vocabulary.json").is_file()
+    scorer = jcmr.Scorer.load(finished, devices=jax.devices()[:1], batch_size=2, tile=(2, 8))
+    assert scorer.run.step == json.loads((finished / "results.json").read_text())["step"]
+    found = scorer.encode("text", ["a red circle", "a blue square"])
+    assert np.isfinite(scorer.uncertainty(found)).all()
 
 
 def test_killed_at_a_random_step_it_ends_with_the_same_parameters(finished, cache, tmp_path):

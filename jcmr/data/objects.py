@@ -69,13 +69,17 @@ def spread(num_stored: int, num: int) -> np.ndarray:
     return np.arange(num) * num_stored // num
 
 
-def gallery_points(points: np.ndarray, num: int, parity: bool = False) -> np.ndarray:
-    """Stored clouds [n, p, 3] as evaluated, [n, num, 3]: a fixed draw for each object.
+def gallery_cloud(points: np.ndarray, num: int, item: int, parity: bool = False) -> np.ndarray:
+    """The stored cloud [p, 3] of object `item` as evaluated, [num, 3]: a draw fixed by `item`.
 
     With `parity` the draw is with replacement, as the official code's, but seeded.
     """
-    rngs = (np.random.default_rng([29, i]) for i in range(len(points)))
-    return np.stack([x[choose(len(x), num, rng, parity)] for x, rng in zip(points, rngs)])
+    return points[choose(len(points), num, np.random.default_rng([29, item]), parity)]
+
+
+def gallery_points(points: np.ndarray, num: int, parity: bool = False) -> np.ndarray:
+    """Stored clouds [n, p, 3] as evaluated, [n, num, 3]."""
+    return np.stack([gallery_cloud(x, num, i, parity) for i, x in enumerate(points)])
 
 
 def retrieval_splits(

@@ -20,6 +20,9 @@ def repeat_answers(answers: np.ndarray) -> np.ndarray:
 
     Raises:
       ValueError: more than ten a row.
+
+    >>> repeat_answers(np.array([[3, 5, ABSENT]])).tolist()
+    [[3, 5, 3, 5, 3, 5, 3, 5, 3, 5]]
     """
     answers = np.asarray(answers)
     if answers.shape[1] > NUM_PEOPLE:
@@ -46,6 +49,9 @@ def soft_targets(answers: np.ndarray, num_answers: int, unknown: int | None = 0)
 
     Raises:
       ValueError: an id outside the table, or more than ten answers a question.
+
+    >>> [round(x, 2) for x in soft_targets(np.array([[1] * 9 + [2]]), 3)[0].tolist()]
+    [0.0, 1.0, 0.3]
     """
     filled = repeat_answers(answers)
     if filled.size and (filled.min() < ABSENT or filled.max() >= num_answers):
@@ -70,6 +76,10 @@ def answer_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
     Args:
       logits: [n, v].
       targets: [n, v], from `soft_targets`.
+
+    >>> total, count = answer_loss(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))
+    >>> round(float(total / count), 4)  # 2 log 2
+    1.3863
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     losses = jax.nn.softplus(logits) - logits * targets

@@ -21,6 +21,12 @@ def center_loss(features: Array, centers: Array, labels: Array) -> tuple[Array, 
       features: [n, d], those of several modalities one after another.
       centers: [c, d].
       labels: int [n], in 0 to c - 1.
+
+    >>> features = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> centers = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    >>> total, count = center_loss(features, centers, jnp.array([0, 1]))
+    >>> float(total), count
+    (4.0, 2)
     """
     wide = jnp.promote_types(features.dtype, jnp.float32)
     difference = features.astype(wide) - centers[labels].astype(wide)
@@ -28,7 +34,11 @@ def center_loss(features: Array, centers: Array, labels: Array) -> tuple[Array, 
 
 
 def scale_gradient(x: Array, scale: Array | float) -> Array:
-    """x, exactly, with `scale` times its gradient."""
+    """x, exactly, with `scale` times its gradient.
+
+    >>> float(jax.grad(lambda x: scale_gradient(x, 10.0) ** 2)(3.0))
+    60.0
+    """
     fixed = lax.stop_gradient(x)
     return fixed + scale * (x - fixed)
 
@@ -38,6 +48,10 @@ def with_official_update(centers: Array, weight: float) -> Array:
 
     Plain gradient descent then moves a center by rate * 2 / n * sum over its n_j features of
     (f - c): a class moves the more the more of its features are in a batch of n.
+
+    >>> moved = jax.grad(lambda c: with_official_update(c, 10.0).sum() * 10.0)(jnp.zeros((1, 2)))
+    >>> moved.tolist()
+    [[1.0, 1.0]]
     """
     return scale_gradient(centers, 1.0 / weight)
 
@@ -55,6 +69,15 @@ def with_normalised_update(
       weight: of the center loss in the objective, not 0.
       labels: of the features that enter `center_loss`, int [n].
       axis: device axis over which they are shared.
+
+    >>> centers, labels = jnp.zeros((1, 1)), jnp.array([0, 0, 0])
+    >>> def loss(c):
+    ...     c = with_normalised_update(c, 1.0, labels)
+    ...     total, count = center_loss(jnp.ones((3, 1)), c, labels)
+    ...     return total / count
+    ...
+    >>> float(jax.grad(loss)(centers)[0, 0])  # 3 features, each 1 away: -3 / (1 + 3)
+    -0.75
     """
     ones = jnp.ones(len(labels), centers.dtype)
     counts = jax.ops.segment_sum(ones, labels, num_segments=len(centers))
@@ -69,6 +92,10 @@ def pairwise_mse(features: Sequence[Array]) -> tuple[Array, int]:
 
     Args:
       features: one [n, d] for each modality.
+
+    >>> total, count = pairwise_mse([jnp.ones((2, 3)), jnp.zeros((2, 3))])
+    >>> float(total / count)
+    1.0
     """
     wide = jnp.promote_types(features[0].dtype, jnp.float32)
     wider = [x.astype(wide) for x in features]

@@ -36,6 +36,11 @@ def pairwise_global(
 
     Returns:
       Terms; without a match or without a mismatch anywhere the missing variance and the gap are 0.
+
+    >>> scores = jnp.array([[2.0, 0.0], [0.0, 2.0]])
+    >>> terms = pairwise_global(scores, jnp.eye(2, dtype=bool))
+    >>> {name: float(term.sum) for name, term in terms.items()}
+    {'variance_positive': 0.0, 'variance_negative': 0.0, 'gap': 0.0}
     """
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     valid = jnp.ones(scores.shape, bool) if valid is None else valid

@@ -27,6 +27,10 @@ def log_mean_sigmoids(logits: Array, axes: tuple[int, int]) -> tuple[Array, Arra
 
     In log space, so that a p that float32 cannot hold neither ties nor gives a NaN. The gradient is
     written out, as it needs the logits and the result alone: a third of the memory.
+
+    >>> log_p, log_not_p = log_mean_sigmoids(jnp.zeros((1, 2, 2)), (1, 2))
+    >>> float(jnp.exp(log_p)[0]), float(jnp.exp(log_not_p)[0])
+    (0.5, 0.5)
     """
     count = jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
     log_p = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=axes) - count
@@ -57,6 +61,11 @@ def log_mean_probabilities(
 
     The distance is the root of the squared one plus 1e-6, as in the official code; its gradient is
     finite at 0.
+
+    >>> zero = jnp.zeros((1, 1, 1))
+    >>> log_p, _ = log_mean_probabilities(zero, jnp.array(0.0), jnp.array(1.0), (1, 2))
+    >>> bool(jnp.isclose(jnp.exp(log_p)[0], 0.4995, atol=1e-4))
+    True
     """
     return log_mean_sigmoids(2 * (shift - scale * jnp.sqrt(squared + 1e-6)), axes)
 
@@ -65,6 +74,11 @@ def log_match_probability(x: Array, y: Array, shift: Array, scale: Array) -> tup
     """(log p, log(1 - p)) of pairs [n, m] from samples x [n, k, d] and y [m, l, d] (PCME).
 
     A pair's value depends on nothing but the pair: good for scores. Memory O(n k m l).
+
+    >>> x = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])  # two items, one sample each
+    >>> log_p, _ = log_match_probability(x, x, jnp.array(5.0), jnp.array(10.0))
+    >>> (jnp.exp(log_p) > 0.5).tolist()
+    [[True, False], [False, True]]
     """
     squared = squared_distances(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
     squared = squared.reshape(*x.shape[:2], *y.shape[:2])
@@ -88,6 +102,11 @@ def soft_contrastive(
       own: [n, c], the columns of each row that may come very close to it, none twice. Their
         distances are taken by difference: at a distance of 0.01 in 1024 dimensions the matrix
         product is off by 5e-5, the difference by 1e-9.
+
+    >>> x = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> targets = Targets(jnp.eye(2), jnp.ones((2, 2)))
+    >>> float(soft_contrastive(x, x, jnp.array(5.0), jnp.array(10.0), targets)) < 0.01
+    True
     """
     x = jnp.where(targets.valid.any(1)[:, None, None], dtypes.at_least_float32(x), 0.0)
     y = jnp.where(targets.valid.any(0)[:, None, None], dtypes.at_least_float32(y), 0.0)
@@ -105,12 +124,21 @@ def soft_contrastive(
 
 
 def binary_cross_entropy(logits: Array, targets: Targets) -> Array:
-    """Sum over the pairs that count of the loss of logits [n, m] (PCME++)."""
+    """Sum over the pairs that count of the loss of logits [n, m] (PCME++).
+
+    >>> targets = Targets(jnp.eye(2), jnp.ones((2, 2)))
+    >>> round(float(binary_cross_entropy(jnp.zeros((2, 2)), targets)), 4)  # 4 log 2
+    2.7726
+    """
     return pair_sum(optax.sigmoid_binary_cross_entropy(logits, targets.positive), targets)
 
 
 def pair_sum(losses: Array, targets: Targets) -> Array:
-    """Sum of losses [n, m] over the pairs that count."""
+    """Sum of losses [n, m] over the pairs that count.
+
+    >>> float(pair_sum(jnp.ones((2, 2)), Targets(jnp.eye(2), 1 - jnp.eye(2))))
+    2.0
+    """
     return jnp.sum(jnp.where(targets.valid, losses, 0.0))
 
 
@@ -118,6 +146,10 @@ def pseudo_positives(logits: Array, targets: Targets) -> Targets:
     """Columns that score at least as high as the row's own become as positive as it is (PCME++).
 
     The own column of a row is its most positive one.
+
+    >>> logits = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+    >>> pseudo_positives(logits, Targets(jnp.eye(2), jnp.ones((2, 2)))).positive.tolist()
+    [[1.0, 1.0], [0.0, 1.0]]
     """
     own = jnp.argmax(targets.positive, axis=1)[:, None]
     own_logit = jnp.take_along_axis(logits, own, axis=1)
@@ -126,7 +158,12 @@ def pseudo_positives(logits: Array, targets: Targets) -> Targets:
 
 
 def cross_entropy(logits: Array, targets: Targets) -> Array:
-    """Sum over rows of the cross-entropy of columns (InfoNCE); matches share a row's target."""
+    """Sum over rows of the cross-entropy of columns (InfoNCE); matches share a row's target.
+
+    >>> targets = Targets(jnp.eye(2), jnp.ones((2, 2)))
+    >>> round(float(cross_entropy(jnp.zeros((2, 2)), targets)), 4)  # 2 log 2
+    1.3863
+    """
     logits = jnp.where(targets.valid, dtypes.at_least_float32(logits), -jnp.inf)
     share = jnp.where(targets.valid, targets.positive, 0.0)
     share = share / jnp.maximum(share.sum(1, keepdims=True), 1e-12)
@@ -135,7 +172,11 @@ def cross_entropy(logits: Array, targets: Targets) -> Array:
 
 
 def divergence(mean: Array, log_var: Array) -> Array:
-    """Sum over items of KL(N(mean, exp(log_var)) || N(0, I)), of arrays [n, d]."""
+    """Sum over items of KL(N(mean, exp(log_var)) || N(0, I)), of arrays [n, d].
+
+    >>> float(divergence(jnp.ones((1, 2)), jnp.zeros((1, 2))))
+    1.0
+    """
     mean, log_var = dtypes.at_least_float32(mean), dtypes.at_least_float32(log_var)
     return -0.5 * jnp.sum(1 + log_var - mean**2 - jnp.exp(log_var))
 
@@ -148,6 +189,11 @@ def uniform_rows(key: Array, num: int, replace: bool = False) -> Array | None:
       num: samples of both modalities.
       replace: draws with replacement, as the official code does. A sample drawn twice repels
         itself: a constant that the loss can do nothing about.
+
+    >>> print(uniform_rows(jax.random.key(0), 100))
+    None
+    >>> uniform_rows(jax.random.key(0), 1000).shape
+    (128,)
     """
     if num <= MAX_UNIFORM_SAMPLES:
         return None
@@ -158,6 +204,9 @@ def uniformity(samples: Array) -> Array:
     """Log mean over pairs i < j of exp(-2 |x_i - x_j|^2), of samples [n, d]; at most 0.
 
     Wang and Isola, ICML 2020 (https://arxiv.org/abs/2005.10242).
+
+    >>> float(uniformity(jnp.array([[0.0, 0.0], [1.0, 0.0]])))
+    -2.0
     """
     samples = dtypes.at_least_float32(samples)
     samples -= lax.stop_gradient(samples.mean(0))

@@ -13,12 +13,21 @@ from jcmr.ops.similarity import safe_norm
 
 
 def cosine_pairs(x: Array, y: Array) -> Array:
-    """Dot products of all representations, x [n, k, d] and y [m, k, d], [n, m, k, k]."""
+    """Dot products of all representations, x [n, k, d] and y [m, k, d], [n, m, k, k].
+
+    >>> x = jnp.eye(2)[None]  # one item, two representations
+    >>> cosine_pairs(x, x).squeeze().tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     return jnp.einsum("nkd,mld->nmkl", x, y, precision=HIGHEST)
 
 
 def order_pairs(x: Array, y: Array) -> Array:
-    """Minus the norm of max(y - x, 0) of all representations (order embeddings), [n, m, k, k]."""
+    """Minus the norm of max(y - x, 0) of all representations (order embeddings), [n, m, k, k].
+
+    >>> order_pairs(jnp.array([[[1.0, 0.0]]]), jnp.array([[[1.0, 2.0]]])).item()
+    -2.0
+    """
     above = jnp.maximum(y[None, :, None, :, :] - x[:, None, :, None, :], 0.0)
     return -safe_norm(above)
 
@@ -30,6 +39,10 @@ def mil_scores(x: Array, y: Array, order: bool = False) -> Array:
       x: [n, k, d], unit rows; images.
       y: [m, k, d], texts.
       order: compare by `order_pairs`.
+
+    >>> x = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> mil_scores(x, jnp.array([[[0.0, 1.0], [0.6, 0.8]]])).tolist()
+    [[1.0]]
     """
     return jnp.max((order_pairs if order else cosine_pairs)(x, y), axis=(2, 3))
 
@@ -46,6 +59,11 @@ def triplet(
       hardest: only each row's worst mismatch counts; else the mean over all m columns, as
         officially, the match included with 0.
       valid: bool [n, m]; pairs that count. All when None.
+
+    >>> scores, own = jnp.array([[0.5, 0.5], [0.0, 1.0]]), jnp.eye(2, dtype=bool)
+    >>> total, count = triplet(scores, own, margin=0.2, hardest=True)
+    >>> round(float(total / count), 4)
+    0.1
     """
     valid = jnp.ones(scores.shape, bool) if valid is None else valid
     match = jnp.sum(jnp.where(own, scores, 0.0), axis=1, keepdims=True)
@@ -56,7 +74,12 @@ def triplet(
 
 
 def diversity(residuals: Array) -> tuple[Array, Array]:
-    """Norm of the off-diagonal cosines among an item's residuals [b, k, d], over k^2."""
+    """Norm of the off-diagonal cosines among an item's residuals [b, k, d], over k^2.
+
+    >>> total, count = diversity(jnp.eye(2)[None])
+    >>> float(total / count)
+    0.0
+    """
     num_reps = residuals.shape[1]
     norm = safe_norm(residuals)[..., None]
     unit = residuals / jnp.where(norm > 0, norm, 1.0)
@@ -67,7 +90,11 @@ def diversity(residuals: Array) -> tuple[Array, Array]:
 
 
 def laplace_kernel(x: Array, y: Array, gamma: float) -> Array:
-    """Exp(-gamma |x - y|), [n, m]; the norm is not squared, as in the official code."""
+    """Exp(-gamma |x - y|), [n, m]; the norm is not squared, as in the official code.
+
+    >>> laplace_kernel(jnp.zeros((1, 2)), jnp.zeros((1, 2)), 1.0).tolist()
+    [[1.0]]
+    """
     squared = (
         jnp.sum(x * x, -1)[:, None]
         + jnp.sum(y * y, -1)[None, :]
@@ -88,6 +115,10 @@ def mmd(
       y: as many.
       gamma: of `laplace_kernel`; 1 / d when None.
       axis: name of the device axis; columns are those of all devices.
+
+    >>> total, count = mmd(jnp.ones((3, 2)), jnp.ones((3, 2)))
+    >>> float(total / count)
+    0.0
     """
     gamma = 1.0 / x.shape[-1] if gamma is None else gamma
     all_x, all_y = parallel.all_gather((x, y), axis)

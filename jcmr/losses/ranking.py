@@ -35,6 +35,12 @@ def triplet_hinge(
 
     Returns:
       [k], at least 0.
+
+    >>> scores = jnp.array([[0.5, 0.4], [0.0, 0.9]])
+    >>> own = jnp.arange(2)
+    >>> found = triplet_hinge(scores, own, own, ~jnp.eye(2, dtype=bool), margin=0.2)
+    >>> round(float(found.sum()), 4)
+    0.1
     """
     own = scores[rows, columns]
 
@@ -91,6 +97,14 @@ def hinge_terms(
 
     Raises:
       ValueError: the batch has texts of no image, which a hinge over matched pairs cannot use.
+
+    >>> from types import SimpleNamespace
+    >>> cfg = SimpleNamespace(margin=0.2, reduction='mean', duplicates='masked')
+    >>> cfg.mask_true_positives = False
+    >>> batch = {'text': jnp.ones((2, 3), int), 'id': jnp.arange(2)}
+    >>> terms = hinge_terms(jnp.array([[0.5, 0.4], [0.0, 0.9]]), batch, cfg, True, None)
+    >>> {name: round(float(t.sum / t.count), 4) for name, t in terms.items() if t.weight}
+    {'hinge': 0.05}
     """
     if "foreign" in batch:
         raise ValueError(

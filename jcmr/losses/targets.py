@@ -24,7 +24,12 @@ class Side(NamedTuple):
 
 
 def flat_captions(batch: Batch) -> tuple[Array, Array | None, int]:
-    """Texts [b * c, t], their codes, and c, of a batch with texts [b, c, t] or [b, t]."""
+    """Texts [b * c, t], their codes, and c, of a batch with texts [b, c, t] or [b, t].
+
+    >>> text, codes, num = flat_captions({'text': jnp.ones((2, 3, 5), int)})
+    >>> text.shape, codes, num
+    ((6, 5), None, 3)
+    """
     text, code = batch["text"], batch.get("caption_code")
     if text.ndim == 2:
         return text, code, 1
@@ -37,6 +42,10 @@ def batch_sides(batch: Batch, axis: str | None) -> tuple[Side, Side]:
     """Images [b] and captions [b * c] of this device's batch.
 
     Captions that the batch's "foreign" [b, c] marks belong to no image: mismatches for all.
+
+    >>> images, captions = batch_sides({'text': jnp.ones((2, 3, 5), int)}, None)
+    >>> captions.row.tolist()
+    [0, 0, 0, 1, 1, 1]
     """
     _, code, num_captions = flat_captions(batch)
     rows = len(batch["text"])
@@ -87,6 +96,9 @@ def pair_targets(
 
     Raises:
       ValueError: true positives cannot be masked, as the batch has no codes.
+
+    >>> pair_targets(Side(jnp.arange(2)), Side(jnp.array([0, 0, 1]))).positive.tolist()
+    [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     row, caption_row = images.row[:, None], captions.row[None, :]
     own = row == caption_row

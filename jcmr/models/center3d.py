@@ -67,6 +67,9 @@ CHOICES = {
     "center_update": ("official", "normalised"),
 }
 
+COMPARES_WITHIN = True
+"""Items of one modality can be scored with each other, too."""
+
 
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.

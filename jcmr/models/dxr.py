@@ -110,6 +110,9 @@ CHOICES = {
     "duplicates": ("positive", "masked", "negative"),
 }
 
+COMPARES_WITHIN = True
+"""Items of one modality can be scored with each other, too."""
+
 
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.
@@ -158,7 +161,7 @@ class ImageTower(nn.Module):
         else:
             depth = int(cfg.image.removeprefix("resnet"))
             x, _ = resnet.ResNet(depth, dtype, name="backbone")(inputs["image"], train, axis)
-        return x.reshape(len(x), -1, x.shape[-1])
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class TextTower(nn.Module):

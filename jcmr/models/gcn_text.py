@@ -151,7 +151,7 @@ class Head(nn.Module):
         cfg = self.cfg
         x = mlp(x, self.hidden, cfg.hidden_dropout_rate, keys)
         feature = nn.Dense(cfg.embed_dim, kernel_init=XAVIER, name="fc")(x)
-        posterior = jnp.zeros((len(x), 0))
+        posterior = jnp.zeros((x.shape[0], 0))
         if cfg.num_classes:
             logits = nn.Dense(cfg.num_classes, kernel_init=XAVIER, name="classes")(
                 x if self.hidden else feature
@@ -173,7 +173,7 @@ class ImagePath(nn.Module):
         cfg = self.cfg
         if cfg.image == "compact":
             x = CompactNet(name="backbone")(inputs["image"], train, axis)
-            x = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
+            x = x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1)
         else:
             x = inputs["features"]
         x = dropout(x, cfg.image_dropout_rate, keys, site=1)
@@ -194,7 +194,7 @@ class TextPath(nn.Module):
         """
         cfg = self.cfg
         words = dropout(words, cfg.text_dropout_rate, keys, site=2)
-        flat = words.reshape(len(words), -1)
+        flat = words.reshape(words.shape[0], -1)
         x = flat
         if cfg.text == "gcn":
             gcn = GraphText(cfg.filters, cfg.num_taps, cfg.node_bias, cfg.convolution, name="graph")
@@ -255,9 +255,9 @@ def word_weights(text: Array, idf: Array, weighting: str) -> Array:
     """
     if jnp.issubdtype(text.dtype, jnp.floating):
         return text
-    rows = jnp.arange(len(text))[:, None]
+    rows = jnp.arange(text.shape[0])[:, None]
     known = (text >= SPECIAL_WORDS).astype(jnp.float32)
-    counts = jnp.zeros((len(text), len(idf))).at[rows, text].add(known)
+    counts = jnp.zeros((text.shape[0], len(idf))).at[rows, text].add(known)
     if weighting == "counts":
         return counts
     weighted = counts * idf

@@ -74,6 +74,9 @@ CHOICES = {
     "classifier_sign": (1.0, -1.0),
 }
 
+COMPARES_WITHIN = True
+"""Items of one modality can be scored with each other, too."""
+
 
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.
@@ -104,7 +107,7 @@ class ImageTower(nn.Module):
         cfg = self.cfg
         if cfg.image == "compact":
             x = CompactNet(name="backbone")(inputs["image"], train, axis)
-            x = x.reshape(len(x), -1, x.shape[-1])
+            x = x.reshape(x.shape[0], -1, x.shape[-1])
             g = x.mean(axis=1)
         elif cfg.image == "regions":
             x = dropout(inputs["regions"], cfg.input_dropout_rate, keys, site=1)

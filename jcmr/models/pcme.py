@@ -99,6 +99,9 @@ CHOICES = {
     "scale": ("log_var", "log_std"),
 }
 
+COMPARES_WITHIN = True
+"""Items of one modality can be scored with each other, too."""
+
 
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.
@@ -445,11 +448,11 @@ def make(cfg: Mapping[str, Any]) -> Task:
 
     def encode_image(variables: Variables, inputs: Batch) -> Gaussian:
         outputs: Any = model.apply(variables, inputs, method="embed_image")
-        return draw(outputs, item_keys(inputs, len(outputs.mean), 0), config)
+        return draw(outputs, item_keys(inputs, outputs.mean.shape[0], 0), config)
 
     def encode_text(variables: Variables, inputs: Batch) -> Gaussian:
         outputs: Any = model.apply(variables, inputs["text"], method="embed_text")
-        return draw(outputs, item_keys(inputs, len(outputs.mean), 1), config)
+        return draw(outputs, item_keys(inputs, outputs.mean.shape[0], 1), config)
 
     def score(variables: Variables, query: Gaussian, gallery: Gaussian) -> Array:
         criterion = variables["params"]["criterion"]

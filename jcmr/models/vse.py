@@ -133,7 +133,9 @@ class ImageTower(nn.Module):
         cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "compact":
             grid = CompactNet(dtype=dtype, name="backbone")(inputs["image"], train, axis)
-            x = dropout(grid.reshape(len(grid), -1, grid.shape[-1]), cfg.dropout_rate, keys, site=1)
+            x = dropout(
+                grid.reshape(grid.shape[0], -1, grid.shape[-1]), cfg.dropout_rate, keys, site=1
+            )
         else:
             regions = inputs["regions"]
             x = Regions(0, cfg.normalise_regions, cfg.dropout_rate)(regions, keys)

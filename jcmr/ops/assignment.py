@@ -18,6 +18,10 @@ def injective_match(caption_code: Array, scene_code: Array) -> Array:
 
     Returns:
       bool [...].
+
+    >>> scene = jnp.array([[0, 1], [2, 3]])  # two objects of two attributes
+    >>> injective_match(jnp.array([[2, -1], [-2, -2]]), scene).item()  # there is a 2
+    True
     """
     num_phrases, num_objects = caption_code.shape[-2], scene_code.shape[-2]
     phrase, thing = caption_code[..., :, None, :], scene_code[..., None, :, :]

@@ -18,6 +18,9 @@ def masked_softmax(logits: Array, mask: Array | None = None, axis: int = -1) -> 
 
     Returns:
       Weights in [0, 1], of at least float32.
+
+    >>> masked_softmax(jnp.zeros(3), jnp.array([True, True, False])).tolist()
+    [0.5, 0.5, 0.0]
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     real = jnp.ones(logits.shape, bool) if mask is None else jnp.broadcast_to(mask, logits.shape)
@@ -38,6 +41,10 @@ def attention_pool(logits: Array, values: Array, mask: Array | None = None) -> t
 
     Returns:
       (means [b, k, d] in the dtype of `values`, weights [b, t, k]).
+
+    >>> means, weights = attention_pool(jnp.zeros((1, 2, 1)), jnp.array([[[1.0], [3.0]]]))
+    >>> means.tolist()
+    [[[2.0]]]
     """
     weights = masked_softmax(logits, None if mask is None else mask[..., None], axis=1)
     return jnp.einsum("btk,btd->bkd", weights.astype(values.dtype), values), weights
@@ -61,6 +68,10 @@ def attend(
 
     Returns:
       [b, t, h, d] in the dtype of `value`.
+
+    >>> one = jnp.ones((1, 2, 1, 4))
+    >>> attend(one, one, 3 * one).shape, float(attend(one, one, 3 * one)[0, 0, 0, 0])
+    ((1, 2, 1, 4), 3.0)
     """
     logits = jnp.einsum("bthd,bshd->bhts", query, key) * query.shape[-1] ** -0.5
     weights = drop(masked_softmax(logits, None if mask is None else mask[:, None, None]))
@@ -68,7 +79,11 @@ def attend(
 
 
 def masked_mean(values: Array, mask: Array | None = None) -> Array:
-    """Mean of [b, t, d] over the real t, [b, d]; 0 where nothing is real."""
+    """Mean of [b, t, d] over the real t, [b, d]; 0 where nothing is real.
+
+    >>> masked_mean(jnp.array([[[1.0], [9.0]]]), jnp.array([[True, False]])).tolist()
+    [[1.0]]
+    """
     if mask is None:
         return jnp.mean(values, axis=1)
     real = mask[..., None].astype(values.dtype)

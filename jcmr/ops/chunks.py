@@ -20,6 +20,9 @@ def sum_over_chunks(function: Callable[[Any], Any], rows: Any, chunk: int = 0) -
       function: from some of the rows to a pytree of sums.
       rows: a pytree whose leaves share their leading axis.
       chunk: rows a block; the last block may have fewer.
+
+    >>> float(sum_over_chunks(lambda x: (x**2).sum(), jax.numpy.arange(5.0), chunk=2))
+    30.0
     """
     size = jax.tree.leaves(rows)[0].shape[0]
     if chunk <= 0 or chunk >= size:

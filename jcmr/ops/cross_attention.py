@@ -80,24 +80,40 @@ class Matching(NamedTuple):
 
 
 def l2_normalise(x: Array, axis: int = -1) -> Array:
-    """X / (|x| + 1e-8) along `axis`; 0 with gradient 0 at 0."""
+    """X / (|x| + 1e-8) along `axis`; 0 with gradient 0 at 0.
+
+    >>> [round(x, 3) for x in l2_normalise(jnp.array([3.0, 4.0])).tolist()]
+    [0.6, 0.8]
+    """
     squared = jnp.sum(x * x, axis=axis, keepdims=True)
     return jnp.where(squared > 0, x / (safe_sqrt(squared) + EPS), 0.0)
 
 
 def safe_sqrt(x: Array) -> Array:
-    """Square root of what is positive; 0 with gradient 0 elsewhere."""
+    """Square root of what is positive; 0 with gradient 0 elsewhere.
+
+    >>> safe_sqrt(jnp.array([4.0, -1.0])).tolist()
+    [2.0, 0.0]
+    """
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def narrow(x: Array, dtype: str) -> Array:
-    """X in `dtype`; "float32" leaves it as it is."""
+    """X in `dtype`; "float32" leaves it as it is.
+
+    >>> narrow(jnp.ones(2), 'bfloat16').dtype.name
+    'bfloat16'
+    """
     return x if dtype == "float32" else x.astype(dtype)
 
 
 def product(x: Array, y: Array, dtype: str) -> Array:
-    """Matrix product with inputs of `dtype`, in at least float32."""
+    """Matrix product with inputs of `dtype`, in at least float32.
+
+    >>> product(jnp.ones((1, 2)), jnp.ones((2, 1)), 'bfloat16').dtype.name
+    'float32'
+    """
     wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
     x, y = narrow(x, dtype), narrow(y, dtype)
     return jnp.matmul(x, y, precision=HIGHEST, preferred_element_type=wide)
@@ -118,6 +134,10 @@ def make_fragments(
       as_query: the gate of the direction in which this side is the query, if it has one.
       as_context: the gate of the other direction.
       dtype: as in `Matching`.
+
+    >>> words = make_fragments(jnp.ones((1, 2, 3)), jnp.array([[True, False]]))
+    >>> words.gram.tolist()  # the second word is padding
+    [[[3.0, 0.0], [0.0, 0.0]]]
     """
     mask = jnp.asarray(mask)
     tokens = jnp.where(mask[..., None], tokens, 0)
@@ -132,7 +152,12 @@ def make_fragments(
 
 
 def normalise_logits(logits: Array, query_mask: Array, norm: str) -> Array:
-    """Logits [q, c], compared among the real query fragments [q] for each context fragment."""
+    """Logits [q, c], compared among the real query fragments [q] for each context fragment.
+
+    >>> found = normalise_logits(jnp.array([[3.0], [4.0]]), jnp.ones(2, bool), 'l2norm')
+    >>> [round(x, 3) for x in found[:, 0].tolist()]
+    [0.6, 0.8]
+    """
     if norm.startswith("clipped"):
         logits = jax.nn.leaky_relu(logits, 0.1)
     if norm == "softmax":
@@ -150,6 +175,9 @@ def attend(logits: Array, query_mask: Array, context_mask: Array, how: Matching)
       query_mask: [q].
       context_mask: [c].
       how: norm and smooth are read.
+
+    >>> attend(jnp.zeros((1, 2)), jnp.ones(1, bool), jnp.ones(2, bool), Matching()).tolist()
+    [[0.5, 0.5]]
     """
     normalised = normalise_logits(logits, query_mask, how.norm)
     return masked_softmax(how.smooth * normalised, context_mask[None], axis=1)
@@ -163,13 +191,21 @@ def attended_cosine(weights: Array, dots: Array, gram: Array, norm: Array) -> Ar
       dots: [q, c], products of the original fragments.
       gram: [c, c], of the context.
       norm: [q], lengths of the query's fragments.
+
+    >>> one = jnp.ones((1, 1))
+    >>> attended_cosine(one, one, one, jnp.ones(1)).round(3).tolist()
+    [1.0]
     """
     squared = jnp.sum(jnp.matmul(weights, gram, precision=HIGHEST) * weights, axis=-1)
     return jnp.sum(weights * dots, axis=-1) / jnp.maximum(norm * safe_sqrt(squared), EPS)
 
 
 def aggregate(cosines: Array, mask: Array, how: Matching) -> Array:
-    """One score from the cosines [q] of the real fragments; 0 where there is none."""
+    """One score from the cosines [q] of the real fragments; 0 where there is none.
+
+    >>> float(aggregate(jnp.array([1.0, 0.5, 9.0]), jnp.array([True, True, False]), Matching()))
+    0.75
+    """
     number = jnp.sum(mask)
     if how.aggregate == "max":
         top = jnp.max(jnp.where(mask, cosines, -jnp.inf))
@@ -183,7 +219,11 @@ def aggregate(cosines: Array, mask: Array, how: Matching) -> Array:
 
 
 def distil(memory: Array, inputs: Array, how: Matching) -> Array:
-    """The memory [q, d] of the next step from gate inputs [q, 2d]."""
+    """The memory [q, d] of the next step from gate inputs [q, 2d].
+
+    >>> distil(jnp.ones((1, 2)), jnp.zeros((1, 4)), Matching()).shape
+    (1, 2)
+    """
     new, kept = jnp.split(inputs, 2, axis=-1)
     kept = jax.nn.sigmoid(kept)
     memory = kept * memory + (1 - kept) * jnp.tanh(new)
@@ -204,6 +244,12 @@ def match_pair(
 
     Returns:
       (score of each step [k], attention of each step [k, q, c]).
+
+    >>> x = make_fragments(jnp.eye(2)[None], jnp.ones((1, 2), bool))
+    >>> one = jax.tree.map(lambda part: part[0], x)
+    >>> steps, attention = match_pair(one, one, jnp.eye(2), None, Matching())
+    >>> steps.shape, attention.shape
+    ((1,), (1, 2, 2))
     """
     norm = safe_sqrt(jnp.diagonal(query.gram))
     memory, logits, inputs = query.tokens, dots, query.as_query
@@ -239,14 +285,25 @@ in which regions attend to words, or both. What is named is scored."""
 def match_directions(
     image: Fragments, caption: Fragments, gates: Gates, how: Matching
 ) -> dict[str, tuple[Array, Array]]:
-    """`match_pair` of one image and one caption in each direction of `gates`."""
+    """`match_pair` of one image and one caption in each direction of `gates`.
+
+    >>> x = make_fragments(jnp.eye(2)[None], jnp.ones((1, 2), bool))
+    >>> one = jax.tree.map(lambda part: part[0], x)
+    >>> sorted(match_directions(one, one, {'t2i': None, 'i2t': None}, Matching()))
+    ['i2t', 't2i']
+    """
     dots = product(caption.tokens, image.tokens.T, how.dtype)
     sides = {"t2i": (caption, image, dots), "i2t": (image, caption, dots.T)}
     return {name: match_pair(*sides[name], gate, how) for name, gate in gates.items()}
 
 
 def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Matching) -> Array:
-    """Scores [n, m] of all images [n] with all captions [m], at once."""
+    """Scores [n, m] of all images [n] with all captions [m], at once.
+
+    >>> x = make_fragments(jnp.eye(2)[:, None], jnp.ones((2, 1), bool))  # one fragment each
+    >>> score_pairs(x, x, {'t2i': None}, Matching()).round(3).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
 
     def score(image: Fragments, caption: Fragments) -> Array:
         found = match_directions(image, caption, gates, how)
@@ -256,7 +313,12 @@ def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Match
 
 
 def cut(captions: Fragments, length: int) -> Fragments:
-    """The first `length` words of each caption."""
+    """The first `length` words of each caption.
+
+    >>> words = make_fragments(jnp.ones((1, 5, 2)), jnp.ones((1, 5), bool))
+    >>> cut(words, 3).tokens.shape
+    (1, 3, 2)
+    """
     tokens, mask, gram, as_query, as_context = captions
     return Fragments(
         tokens[:, :length],
@@ -282,6 +344,10 @@ def score_tile(
       gates: the directions to score.
       how: the kind of matching.
       chunk: captions at a time.
+
+    >>> x = make_fragments(jnp.eye(2)[:, None], jnp.ones((2, 1), bool))
+    >>> score_tile(x, x, {'t2i': None}, Matching(), chunk=1).round(3).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
     num, longest = captions.mask.shape
     chunk = min(chunk, num)
@@ -302,4 +368,4 @@ def score_tile(
         return lax.switch(bucket, branches, captions)
 
     scores = lax.map(score_chunk, (chunks, lengths[filled].reshape(-1, chunk).max(axis=1)))
-    return scores.reshape(len(filled), -1)[jnp.argsort(order)].T
+    return scores.reshape(filled.shape[0], -1)[jnp.argsort(order)].T

@@ -40,6 +40,9 @@ def make_graph(
 
     Raises:
       ValueError: an edge names a vertex that is not there.
+
+    >>> make_graph(3, [0, 1, 1], [1, 2, 2]).n_edge.tolist()
+    [2]
     """
     senders, receivers = np.asarray(senders, np.int64), np.asarray(receivers, np.int64)
     ends = np.concatenate([senders, receivers])
@@ -61,18 +64,31 @@ def make_graph(
 
 
 def from_arrays(senders: Array, receivers: Array, weights: Array, num_nodes: int) -> Graph:
-    """The graph of edges that `make_graph` has put in order, also inside jit."""
+    """The graph of edges that `make_graph` has put in order, also inside jit.
+
+    >>> edges = jnp.array([0]), jnp.array([1]), jnp.ones(1)
+    >>> num_vertices(from_arrays(*edges, num_nodes=2))
+    2
+    """
     sizes = jnp.asarray([num_nodes]), jnp.asarray([len(senders)])
     return jraph.GraphsTuple(None, weights, receivers, senders, None, *sizes)
 
 
 def num_vertices(graph: Graph) -> int:
-    """Vertices of a graph that is not traced."""
+    """Vertices of a graph that is not traced.
+
+    >>> num_vertices(make_graph(3, [0], [1]))
+    3
+    """
     return int(np.sum(graph.n_node))
 
 
 def undirected(num_nodes: int, pairs: np.ndarray) -> Graph:
-    """The union of the edges `pairs` [e, 2] and their reverses, each of weight 1."""
+    """The union of the edges `pairs` [e, 2] and their reverses, each of weight 1.
+
+    >>> to_dense(undirected(2, np.array([[0, 1]])), 2).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
     ends = np.asarray(pairs, np.int64).reshape(-1, 2)
     return make_graph(
         num_nodes,
@@ -85,6 +101,9 @@ def nearest(vectors: np.ndarray, k: int) -> np.ndarray:
     """The k most similar other words of each word by cosine, int [v, k]; of equal ones the first.
 
     -1 where there are fewer. A word whose vector is 0 has no neighbours and is nobody's.
+
+    >>> nearest(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=1).tolist()
+    [[1], [0], [1]]
     """
     vectors = np.asarray(vectors, np.float64)
     norm = np.linalg.norm(vectors, axis=1)
@@ -105,6 +124,9 @@ def nearest(vectors: np.ndarray, k: int) -> np.ndarray:
 def knn_pairs(vectors: np.ndarray, k: int = 8) -> np.ndarray:
     """Edges [e, 2] from each word to its k nearest; made `undirected` they are the graph of Yu et
     al. (arXiv 1802.00985): words joined where either is among the other's nearest, k = 8.
+
+    >>> knn_pairs(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=1).tolist()
+    [[0, 1], [1, 0], [2, 1]]
     """
     neighbours = nearest(vectors, k)
     word = np.repeat(np.arange(len(neighbours)), neighbours.shape[1])
@@ -118,6 +140,9 @@ def cooccurrence_pairs(counts: Any, min_documents: int) -> np.ndarray:
     Args:
       counts: [n, v], dense or sparse; what is not 0 occurs.
       min_documents: at least 1.
+
+    >>> cooccurrence_pairs(np.array([[1, 1, 0], [1, 1, 1]]), min_documents=2).tolist()
+    [[0, 1]]
     """
     occurs: Any = scipy.sparse.csr_matrix(counts).astype(bool).astype(np.float64)
     together = scipy.sparse.triu(occurs.T @ occurs, k=1).tocoo()
@@ -130,6 +155,9 @@ def scaled_laplacian(graph: Graph) -> Graph:
 
     That is the Laplacian rescaled to [-1, 1] for a largest eigenvalue of 2 (Defferrard et al.,
     2016). An isolated vertex has a row of zeros.
+
+    >>> to_dense(scaled_laplacian(undirected(2, np.array([[0, 1]]))), 2).tolist()
+    [[0.0, -1.0], [-1.0, 0.0]]
     """
     degree = np.bincount(graph.receivers, graph.edges, num_vertices(graph))
     scale = degree[graph.receivers] * degree[graph.senders]
@@ -138,7 +166,11 @@ def scaled_laplacian(graph: Graph) -> Graph:
 
 
 def to_dense(graph: Graph, num_nodes: int) -> Array:
-    """The matrix [v, v] with the weight of the edge from u to w at [w, u]."""
+    """The matrix [v, v] with the weight of the edge from u to w at [w, u].
+
+    >>> to_dense(make_graph(2, [0], [1]), 2).tolist()
+    [[0.0, 0.0], [1.0, 0.0]]
+    """
     empty = jnp.zeros((num_nodes, num_nodes), graph.edges.dtype)
     return empty.at[graph.receivers, graph.senders].add(graph.edges)
 
@@ -149,6 +181,9 @@ def symmetric_sum(graph: Graph, x: Array) -> Array:
 
     For graphs whose edges come in both directions with one weight: the matrix is symmetric, so the
     gradient of x is the same sum again, over sorted segments too. Weights get no gradient.
+
+    >>> symmetric_sum(undirected(2, np.array([[0, 1]])), jnp.array([[1.0], [5.0]])).tolist()
+    [[5.0], [1.0]]
     """
     weighted = graph.edges.astype(x.dtype)[:, None] * x[graph.senders]
     return jraph.segment_sum(weighted, graph.receivers, len(x), indices_are_sorted=True)
@@ -172,6 +207,9 @@ def propagate(operator: Graph | Array, x: Array) -> Array:
       operator: a graph (for large sparse vocabularies, and on CPU) or a matrix [v, v] (for small
         ones, and on TPU); equal in result.
       x: any trailing axes.
+
+    >>> propagate(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0], [5.0]])).tolist()
+    [[5.0], [1.0]]
     """
     flat = x.reshape(len(x), -1)
     if isinstance(operator, Graph):
@@ -184,6 +222,9 @@ def chebyshev(operator: Graph | Array, x: Array, num_taps: int) -> Array:
 
     T_0 = x, T_1 = Lx, T_k = 2 L T_{k-1} - T_{k-2}. The official code of SCKR computes 2 L T_1 - T_0
     for every k > 2; up to its own three taps that is the same.
+
+    >>> chebyshev(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0], [5.0]]), 2).shape
+    (2, 2, 1)
     """
     taps = [x]
     if num_taps > 1:
@@ -197,6 +238,10 @@ def kipf(graph: Graph, x: Array, self_edges: bool = True) -> Array:
     """D^-1/2 A D^-1/2 x by jraph's GraphConvolution (Kipf and Welling, 2017), x [v, ...].
 
     Weights are ignored; `self_edges` adds one to each vertex. Without them it is -L x.
+
+    >>> x = kipf(undirected(2, np.array([[0, 1]])), jnp.array([[1.0], [5.0]]))
+    >>> [round(value, 3) for value in x[:, 0].tolist()]
+    [3.0, 3.0]
     """
     flat = x.reshape(len(x), -1)
     convolve = jraph.GraphConvolution(
@@ -206,7 +251,11 @@ def kipf(graph: Graph, x: Array, self_edges: bool = True) -> Array:
 
 
 def subgraph(graph: Graph, words: np.ndarray) -> Graph:
-    """The graph of some vertices, int [m], renumbered 0 to m - 1, and the edges among them."""
+    """The graph of some vertices, int [m], renumbered 0 to m - 1, and the edges among them.
+
+    >>> num_vertices(subgraph(undirected(3, np.array([[0, 1]])), np.array([0, 1])))
+    2
+    """
     place = np.full(num_vertices(graph), -1)
     place[words] = np.arange(len(words))
     senders, receivers = place[graph.senders], place[graph.receivers]
@@ -216,7 +265,11 @@ def subgraph(graph: Graph, words: np.ndarray) -> Graph:
 
 
 def next_power(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
+    """The smallest power of two that is at least `number`.
+
+    >>> next_power(5)
+    8
+    """
     return 1 << (max(number, 1) - 1).bit_length()
 
 
@@ -225,6 +278,10 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
 
     Padding belongs to further graphs; its edges weigh 0 and join the first padding vertex to
     itself, so nothing of it reaches a real vertex, and edges stay sorted.
+
+    >>> graph = undirected(2, np.array([[0, 1]]))
+    >>> num_vertices(batch_graphs([graph, graph]))
+    8
     """
     batch = jraph.batch_np(graphs)
     sizes = num_vertices(batch) + 1, int(sum(batch.n_edge)) + 1, len(graphs) + 1
@@ -232,7 +289,11 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
 
 
 def hops(graph: Graph, words: np.ndarray, steps: int) -> np.ndarray:
-    """Distance of every vertex from the nearest of `words`, int [v]; -1 beyond `steps`."""
+    """Distance of every vertex from the nearest of `words`, int [v]; -1 beyond `steps`.
+
+    >>> hops(undirected(3, np.array([[0, 1]])), np.array([0]), steps=2).tolist()
+    [0, 1, -1]
+    """
     distance = np.full(num_vertices(graph), -1)
     distance[words] = 0
     for step in range(1, steps + 1):

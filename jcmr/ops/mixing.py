@@ -9,7 +9,11 @@ from jcmr.core.types import Array
 
 
 def reverse_rows(x: Array, axis: str | None) -> Array:
-    """Row i of the global batch becomes row n - 1 - i; devices swap their rows with one another."""
+    """Row i of the global batch becomes row n - 1 - i; devices swap their rows with one another.
+
+    >>> reverse_rows(jnp.arange(3), None).tolist()
+    [2, 1, 0]
+    """
     if axis is not None:
         devices = lax.axis_size(axis)
         x = lax.ppermute(x, axis, [(i, devices - 1 - i) for i in range(devices)])
@@ -33,6 +37,10 @@ def draw_mix(
     Returns:
       (own share of each pixel [b, h, w, 1], own share of the label [b]); the label share of a box
       is that of its area inside the image.
+
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> [x.shape for x in draw_mix(keys, 4, 4, rate=1.0, beta=2.0, cutmix_rate=0.5)]
+    [(2, 4, 4, 1), (2,)]
     """
 
     def draw(key: Array) -> tuple[Array, Array]:
@@ -75,6 +83,10 @@ def mix_images(
     Returns:
       (mixed images [b, h, w, c], own share [b]: 1 where an image is not mixed). The label of row
       i is own * i + (1 - own) * (n - 1 - i), with n rows in the global batch.
+
+    >>> mixed, own = mix_images(jnp.ones((2, 4, 4, 3)), jax.random.key(0), None, rate=0.0)
+    >>> mixed.shape, own.tolist()
+    ((2, 4, 4, 3), [1.0, 1.0])
     """
     keys = parallel.example_keys(key, images.shape[0], axis)
     height, width = images.shape[1:3]

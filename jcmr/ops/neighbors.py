@@ -16,6 +16,9 @@ def nearness(x: Array) -> Array:
     """Minus the squared distances of the points of each cloud, [b, n, d] -> [b, n, n].
 
     Centred first, in float32 with exact products: rounded inputs swap neighbours in deep layers.
+
+    >>> nearness(jnp.array([[[0.0], [2.0]]])).tolist()
+    [[[0.0, -4.0], [-4.0, 0.0]]]
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - x.mean(axis=1, keepdims=True)
@@ -35,6 +38,9 @@ def nearest(x: Array, k: int) -> Array:
 
     Raises:
       ValueError: the clouds have fewer points than k.
+
+    >>> nearest(jnp.array([[[0.0], [1.0], [5.0]]]), k=2).tolist()
+    [[[0, 1], [1, 0], [2, 1]]]
     """
     if x.shape[1] < k:
         raise ValueError(
@@ -46,25 +52,39 @@ def nearest(x: Array, k: int) -> Array:
         return lax.top_k(nearness(clouds), k)[1].astype(jnp.int32)
 
     x, clouds_at_once = lax.stop_gradient(x), max(1, SCORES_AT_ONCE // x.shape[1] ** 2)
-    if len(x) <= clouds_at_once:
+    known = isinstance(x.shape[0], int)  # an exported program takes batches of any size
+    if known and x.shape[0] <= clouds_at_once:
         return nearest_of(x)
-    return lax.map(lambda cloud: nearest_of(cloud[None])[0], x, batch_size=clouds_at_once)
+    batch_size = clouds_at_once if known else None
+    return lax.map(lambda cloud: nearest_of(cloud[None])[0], x, batch_size=batch_size)
 
 
 def neighbor_rows(index: Array) -> Array:
-    """Neighbours [b, n, k] as rows of all b * n points, [k, b * n]."""
+    """Neighbours [b, n, k] as rows of all b * n points, [k, b * n].
+
+    >>> neighbor_rows(jnp.array([[[0, 1], [1, 0]]])).tolist()
+    [[0, 1], [1, 0]]
+    """
     b, n, k = index.shape
     rows = index + n * jnp.arange(b, dtype=index.dtype)[:, None, None]
     return rows.reshape(b * n, k).T
 
 
 def pick(x: Array, rows: Array) -> Array:
-    """Rows of x [r, c]; they are known to lie inside."""
+    """Rows of x [r, c]; they are known to lie inside.
+
+    >>> pick(jnp.array([[1.0], [2.0]]), jnp.array([1, 1])).tolist()
+    [[2.0], [2.0]]
+    """
     return x.at[rows].get(mode="promise_in_bounds")
 
 
 def gather_neighbors(x: Array, index: Array) -> Array:
-    """The neighbours' values, [b, n, c] and [b, n, k] -> [b, n, k, c]."""
+    """The neighbours' values, [b, n, c] and [b, n, k] -> [b, n, k, c].
+
+    >>> gather_neighbors(jnp.array([[[1.0], [2.0]]]), jnp.array([[[0, 1], [1, 0]]])).shape
+    (1, 2, 2, 1)
+    """
     return jax.vmap(pick)(x, index)
 
 
@@ -79,6 +99,10 @@ def sum_and_max(x: Array, index: Array) -> tuple[Array, Array]:
     Returns:
       (sum, maximum), each [b, n, c]. The gradient of a maximum goes to the first of equal values,
       as in torch.
+
+    >>> total, largest = sum_and_max(jnp.array([[[1.0], [2.0]]]), jnp.array([[[0, 1], [1, 1]]]))
+    >>> total.tolist(), largest.tolist()
+    ([[[3.0], [4.0]]], [[[2.0], [2.0]]])
     """
     return _sum_and_max(x, index)[:2]
 
@@ -125,7 +149,11 @@ sum_and_max.defvjp(_forward, _backward)
 
 
 def in_degrees(index: Array) -> Array:
-    """How often each point is a neighbour, float32 [b, n], of neighbours [b, n, k]."""
+    """How often each point is a neighbour, float32 [b, n], of neighbours [b, n, k].
+
+    >>> in_degrees(jnp.array([[[0, 1], [1, 1]]])).tolist()
+    [[1.0, 3.0]]
+    """
     b, n, _ = index.shape
     counts = jnp.zeros(b * n, jnp.float32).at[neighbor_rows(index)].add(1.0)
     return counts.reshape(b, n)

@@ -22,6 +22,9 @@ def sine_positions(
 
     Returns:
       float64 [height, width, dim].
+
+    >>> sine_positions(2, 3, 8).shape
+    (2, 3, 8)
     """
     half = dim // 2
     rates = temperature ** (-2 * (np.arange(half) // 2) / half)

@@ -17,6 +17,9 @@ def keep_regions(keys: Array, num_regions: int, rate: float) -> Array:
       keys: [b], one per example.
       num_regions: r.
       rate: in [0, 1).
+
+    >>> keep_regions(jax.random.split(jax.random.key(0), 1), 3, rate=0.0).tolist()
+    [[True, True, True]]
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, (num_regions,)))(keys)
     return kept.at[:, 0].set(kept[:, 0] | ~kept.any(axis=1))
@@ -34,6 +37,10 @@ def drop_words(keys: Array, text: Array, rate: float, num_words: int, mask_id: i
 
     Returns:
       int [b, t], words that were deleted closed up and padded with 0.
+
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> drop_words(keys, jnp.array([[1, 5, 2, 0]]), 0.0, num_words=9, mask_id=9).tolist()
+    [[1, 5, 2, 0]]
     """
 
     def one(key: Array, ids: Array) -> Array:

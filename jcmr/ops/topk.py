@@ -28,6 +28,10 @@ def merge_topk(best: TopK, scores: Array, payload: Any) -> TopK:
       best: [n, k].
       scores: [n, c].
       payload: pytree like that of `best`, of [n, c].
+
+    >>> best = TopK(jnp.array([[0.9, 0.1]]), jnp.array([[4, 7]]))
+    >>> merge_topk(best, jnp.array([[0.5]]), jnp.array([[8]])).payload.tolist()
+    [[4, 8]]
     """
     both = jnp.concatenate([best.scores, scores], axis=1)
     top, index = lax.top_k(both, best.scores.shape[1])

@@ -13,16 +13,19 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import jcmr
 from jcmr.core.types import Source, Task, Variables
 from jcmr.core.weights import load_weights
 from jcmr.data import augment, word_graph
 from jcmr.data.glove import load_glove
 from jcmr.data.records import take
-from jcmr.data.text import fingerprint
+from jcmr.data.text import PAD, SPECIAL, fingerprint, is_wordpiece, save_vocabulary
 from jcmr.eval import ensemble
 from jcmr.train import linear_start
 from jcmr.train.checkpoint import Checkpoints
+from jcmr.train.logging import write_json
 
+VOCABULARY = "vocabulary.json"
 Config = Any
 """An ml_collections.ConfigDict, whose fields a type checker cannot know."""
 
@@ -52,13 +55,29 @@ def build(config: Config) -> tuple[Source, Task]:
 
 
 def describe(config: Config, source: Source) -> dict[str, Any]:
-    """What config.json holds: the resolved config, and what it was resolved against."""
+    """What config.json holds: the resolved config, and what it was resolved against.
+
+    "example" has the dtype and the shape of each array of a training example, so that inputs can be
+    made without the data.
+    """
+    example = take(source.train, np.zeros(1, np.int64))
     return {
         "config": json.loads(config.to_json()),
         "data_info": dict(source.info),
         "vocabulary": fingerprint(getattr(source, "vocabulary", {})),
         "answers": fingerprint({a: i for i, a in enumerate(getattr(source, "answers", ()))}),
+        "example": {name: [str(x.dtype), list(x.shape[1:])] for name, x in example.items()},
+        "version": jcmr.__version__,
     }
+
+
+def write_description(workdir: Path, described: Mapping[str, Any], source: Source) -> None:
+    """Writes what makes a run usable without its data: config.json, and the words if it has any."""
+    vocabulary = getattr(source, "vocabulary", {})
+    # Names of columns, as some data has, are no word ids.
+    if vocabulary.get(SPECIAL[PAD]) == PAD or is_wordpiece(vocabulary):
+        save_vocabulary(workdir / VOCABULARY, vocabulary)
+    write_json(workdir / "config.json", described)
 
 
 def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

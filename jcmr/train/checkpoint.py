@@ -145,6 +145,24 @@ class Checkpoints:
         state = self._restore(step, state=args)["state"]
         return {"params": state["params"], **state["mutables"]}
 
+    def shapes(self, step: int) -> Variables:
+        """Shapes and dtypes of the variables of `step`, read without a model.
+
+        Raises:
+          ValueError: the checkpoint is damaged.
+        """
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                stored: Any = reader.metadata(self.folder / str(step) / "state")
+            tree = stored.item_metadata.tree
+            found = {"params": tree["params"], **(tree.get("mutables") or {})}
+        except Exception as error:
+            raise ValueError(
+                f"The checkpoint {self.folder / str(step)} is damaged "
+                f"({str(error).splitlines()[0][:200]})."
+            ) from error
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+
     def config(self, step: int) -> dict[str, Any]:
         """The configuration that `step` was saved with; read alone it costs nothing.
 

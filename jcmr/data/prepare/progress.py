@@ -18,9 +18,9 @@ class Progress:
         self.stream = sys.stdout  # of now: it may be silenced while a library works
         self.began = self.said = time.monotonic()
 
-    def step(self) -> None:
-        """One more is done."""
-        self.done += 1
+    def step(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.done += count
         now = time.monotonic()
         if self.done < self.total and now - self.said < INTERVAL:
             return

@@ -86,10 +86,16 @@ def read_list(root: Path, split: str) -> list[Line]:
     return pairs
 
 
-def read_document(path: Path, stem: bool) -> list[str]:
-    """The words of a document."""
-    words = re.sub(r"<[^>]*>", " ", "\n".join(text.read_lines(path)))
-    return [token for token in text.tokenize(words, stem) if token[0].isalnum()]
+def words_of(document: str, cfg: Mapping[str, Any]) -> list[str]:
+    """The words of a document, as `config.data` has them; tags are dropped."""
+    stem = unpack(DocumentOptions, cfg).stem
+    plain = re.sub(r"<[^>]*>", " ", document)
+    return [token for token in text.tokenize(plain, stem) if token[0].isalnum()]
+
+
+def read_document(path: Path, cfg: Mapping[str, Any]) -> list[str]:
+    """The words of the file of a document."""
+    return words_of("\n".join(text.read_lines(path)), cfg)
 
 
 class Labelled:
@@ -128,7 +134,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
         return image_files(root / "images", names, config.image_size, **options)
 
     train = read_list(root, "train")
-    tokens = [read_document(pair.document, config.stem) for pair in train]
+    tokens = [read_document(pair.document, cfg) for pair in train]
     if config.vocabulary:
         vocabulary = text.load_vocabulary(config.vocabulary)
     else:
@@ -149,7 +155,7 @@ def make(cfg: Mapping[str, Any]) -> CaptionSource:
 
     def make_split(name: str) -> RetrievalSplit:
         pairs = read_list(root, name)
-        tokens = [read_document(pair.document, config.stem) for pair in pairs]
+        tokens = [read_document(pair.document, cfg) for pair in pairs]
         ids = encode(pairs, tokens)
         images = images_of(pairs, blank=not config.strict)
         extras = {"captions": [" ".join(words[:30]) for words in tokens]}

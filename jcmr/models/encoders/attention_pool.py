@@ -52,6 +52,6 @@ class MultiHeadPool(nn.Module):
         """As `AttentionPool`, with means [b, 1, d]."""
         pool = AttentionPool(self.num_heads, self.dropout_rate, self.dtype, name="attention")
         means, weights = pool(x, mask, keys)
-        parts = means.reshape(len(x), self.num_heads, self.num_heads, -1)
-        own = jnp.einsum("bkkd->bkd", parts).reshape(len(x), -1)
+        parts = means.reshape(x.shape[0], self.num_heads, self.num_heads, -1)
+        own = jnp.einsum("bkkd->bkd", parts).reshape(x.shape[0], -1)
         return (own + masked_mean(x, mask))[:, None], weights

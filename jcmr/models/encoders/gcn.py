@@ -80,4 +80,4 @@ class GraphText(nn.Module):
             name = f"conv{index + 1}"
             layer = GraphConv(features, self.num_taps, self.bias, self.convolution, name=name)
             x = nn.relu(layer(operator, x, precomputed and index == 0))
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], -1)

@@ -45,7 +45,7 @@ class Tokens(nn.Module):
         """[b, p] -> [b, num_tokens, width]."""
         size = self.num_tokens * self.width
         made = nn.Dense(size, dtype=self.dtype, kernel_init=XAVIER, name="fc")(x)
-        return nn.relu(made).reshape(len(x), self.num_tokens, self.width)
+        return nn.relu(made).reshape(x.shape[0], self.num_tokens, self.width)
 
 
 class Projector(nn.Module):

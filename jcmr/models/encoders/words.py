@@ -43,5 +43,5 @@ class WordStates(nn.Module):
         halves = len(self.directions), self.features
         return (
             states.reshape(*states.shape[:-1], *halves).mean(axis=-2),
-            ends.reshape(len(ends), *halves).mean(axis=-2),
+            ends.reshape(ends.shape[0], *halves).mean(axis=-2),
         )
