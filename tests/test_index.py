@@ -451,14 +451,18 @@ def test_command_line(tmp_path: Path, capsys):
     assert hits[0]["generation"] == 1 and hits[0]["hits"][0]["payload"] == {"kind": "new"}
     out = run("search", index="b", queries="b.npy", k=2, engine="flat", where="kind=old")
     assert [h["id"] for h in json.loads(out.split("\n")[0])["hits"]] == ["y"]
-    assert (
-        "21 items" in run("remove", index="b", name="c", ids="c.json")
-        if ((tmp_path / "c.json").write_text('["x"]'))
-        else False
-    )
+    (tmp_path / "c.json").write_text('["x"]')
+    assert "21 items" in run("remove", index="b", name="c", ids="c.json")
+    np.save(tmp_path / "n.npy", vectors(3))
+    run("build", name="numbers", vectors="n.npy")
+    (tmp_path / "n.txt").write_text("1\n2\n")
+    assert "1 items" in run("remove", index="numbers", name="first", ids="n.txt")
     assert "<- live (generation 1)" in run("info")
     for bad, message in [
-        (("swap", {"alias": "live", "name": "zz"}), "no snapshot 'zz'; it has a, b, c"),
+        (
+            ("swap", {"alias": "live", "name": "zz"}),
+            "no snapshot 'zz'; it has a, b, c, first, numbers",
+        ),
         (("build", {"name": "d", "vectors": "b.txt"}), "no whole .npy"),
         (("search", {"index": "live", "queries": "b.npy", "k": 99}), "k is 1 to 22"),
         (("search", {"index": "live", "queries": "b.npy", "where": "kind"}), "no '='"),

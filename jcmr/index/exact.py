@@ -7,8 +7,12 @@ what it is called with, and the scores of a tile are all that is ever held of th
 Rows may be stored in fewer bits. They then propose candidates, which are scored again in float32
 from the host's vectors. How far a narrow score can be from the true one is known (Cauchy-Schwarz on
 what rounding took from the rows and from the query), so that a query knows whether a row outside
-its candidates could belong to the best; where one could, the float32 rows pass by as well. Results
-are therefore those of float32 whatever the storage.
+its candidates could belong to the best; where one could, the float32 rows pass by as well.
+
+So exact means: every row was compared or ruled out, and the order is that of float32 products, of
+equal ones the lower row first, whatever the storage, the blocks and the devices. Rows that differ
+by less than float32 rounding may change places: the order of its sums depends on the number of
+queries.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
