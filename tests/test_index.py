@@ -125,22 +125,10 @@ def test_narrow_storage_is_sure_of_ordinary_rows(storage):
     assert not exact.uncertain(database, queries, found, best).any()
 
 
-def lowered(num_queries: int, block: int, dimension: int, k: int, storage: str = "float32"):
-    """The program of a block, compiled for shapes alone."""
-    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    scale = shape((block,)) if storage == "int8" else None
-    rows = jax.ShapeDtypeStruct((block, dimension), jnp.dtype(storage))
-    live, number = jax.ShapeDtypeStruct((block,), bool), jax.ShapeDtypeStruct((), jnp.int32)
-    best = TopK(shape((1, num_queries, k)), jax.ShapeDtypeStruct((1, num_queries, k), jnp.int32))
-    queries = shape((num_queries, dimension))
-    args = queries, number, number, exact.Block(rows, scale, live), best
-    return exact.make_fold(ONE).lower(*args).compile()
-
-
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 def test_scores_of_a_tile_are_all_that_is_held(optimized, storage):
     queries, block = 1024, 1 << 17
-    memory = lowered(queries, block, 64, 10, storage).memory_analysis()
+    memory = exact.compile_fold(ONE, queries, block, 64, 10, storage).memory_analysis()
     assert memory.temp_size_in_bytes < 4 * 4 * exact.TILE < 4 * queries * block / 4
 
 

@@ -159,6 +159,30 @@ def make_fold(mesh: Mesh) -> Callable[..., TopK]:
     return jax.jit(mapped, out_shardings=NamedSharding(mesh, split))
 
 
+def compile_fold(
+    mesh: Mesh, num_queries: int, block: int, dimension: int, k: int, storage: str = "float32"
+) -> Any:
+    """The program of blocks of such shapes, without rows: to count its memory and its work."""
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    scale = shape(block) if storage == "int8" else None
+    rows = shape(block, dimension, dtype=jnp.dtype(storage))
+    number, best = shape(dtype=jnp.int32), (mesh.size, num_queries, k)
+    return (
+        make_fold(mesh)
+        .lower(
+            shape(num_queries, dimension),
+            number,
+            number,
+            Block(rows, scale, shape(block, dtype=bool)),
+            TopK(shape(*best), shape(*best, dtype=jnp.int32)),
+        )
+        .compile()
+    )
+
+
 def no_best(mesh: Mesh, num_queries: int, k: int) -> TopK:
     """The best of nothing, [devices, q, k]."""
     shape = mesh.size, num_queries, k
