@@ -11,7 +11,6 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import faiss
@@ -24,7 +23,6 @@ from benchmarks import record
 from benchmarks.baselines import index as baseline
 from jcmr.core import parallel
 from jcmr.index import exact
-from jcmr.ops.topk import TopK
 
 K = 10
 BAR = 1.0
@@ -68,23 +66,15 @@ def counts(num_rows: int, dimension: int, num_queries: int) -> dict[str, float]:
     padded = exact.padded_size(num_queries)
     tile = exact.tile_rows(block, dimension, padded, jnp.float32)
 
-    def compiled(size: int) -> Any:
-        shape: Any = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-        number, ids = (shape(s, dtype=jnp.int32) for s in ((), (1, padded, K)))
-        live = jax.ShapeDtypeStruct((size,), bool)
-        rows = exact.Block(shape((size, dimension)), None, live)
-        best = TopK(shape((1, padded, K)), ids)
-        queries = shape((padded, dimension))
-        return exact.make_fold(mesh).lower(queries, number, number, rows, best).compile()
-
-    cost = compiled(tile).cost_analysis()
+    cost = exact.compile_fold(mesh, padded, tile, dimension, K).cost_analysis()
+    memory = exact.compile_fold(mesh, padded, block, dimension, K).memory_analysis()
     tiles = -(-num_rows // tile)
     return {
         "gflop": tiles * cost["flops"] / 1e9,
         "floor_gflop": 2 * num_rows * dimension * num_queries / 1e9,
         "gbytes": tiles * cost["bytes accessed"] / 1e9,
         "floor_gbytes": 4 * num_rows * dimension / 1e9,
-        "temp_bytes": compiled(block).memory_analysis().temp_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
         "scores_bytes": 4 * num_rows * num_queries,
     }
 
@@ -109,7 +99,7 @@ def measure(rows: np.ndarray, engines: dict[str, Search], num: int, rounds: int)
         "load": load,
         "rounds": rounds,
         "bar": BAR,
-        **counts(rows.shape[0], rows.shape[1], num),
+        **counts(len(rows), rows.shape[1], num),
     }
     for name, both in times.items():
         for clock, ours, theirs in zip(("ms", "cpu_ms"), zip(*times["ours"]), zip(*both)):

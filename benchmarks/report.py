@@ -12,6 +12,7 @@ FLICKR8K = {
     **{f"{way} R@{k}": f"test/{way}/r@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)},
     "RSUM": "test/rsum",
 }
+NAMES = ("faiss", "torch", "ours")
 QUALITY: dict[str, tuple[str, dict[str, str]]] = {
     "pcme_scenes": (
         "PCME on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
@@ -182,6 +183,40 @@ def scoring_section(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{title}\n\n{table(header, rows)}\n\n{provenance(list(newest.values()))}"
 
 
+def index_section(records: Sequence[Mapping[str, Any]]) -> str:
+    """The newest measurement of each size of index and number of queries."""
+    title = "### Exact search for the best ten, float32, against FAISS IndexFlatIP and torch"
+    if not records:
+        return f"{title}\n\nNot measured yet."
+    newest = {(r["rows"], r["dimension"], r["queries"]): r for r in records}
+
+    def ratio(r: Mapping[str, Any], name: str) -> str:
+        low, middle, high = (r[f"{name}_cpu_ms_ratio{end}"] for end in ("_min", "", "_max"))
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+    rows = [
+        [
+            f"{size:,} x {dimension}",
+            str(queries),
+            *(f"{r[f'{name}_ms']:.0f} ({r[f'{name}_cpu_ms']:.0f})" for name in NAMES),
+            ratio(r, "faiss"),
+            ratio(r, "torch"),
+            f"{r['gflop']:.1f} / {r['floor_gflop']:.1f}",
+            f"{r['gbytes']:.2f} / {r['floor_gbytes']:.2f}",
+            f"{r['temp_bytes'] / 1e6:.0f} / {r['scores_bytes'] / 1e6:.0f}",
+            f"{r['load']:.0f}",
+        ]
+        for (size, dimension, queries), r in sorted(newest.items())
+    ]
+    header = ["rows", "queries", *(f"{name}, ms" for name in NAMES), "FAISS / ours", "torch / ours"]
+    header += ["GFLOP / floor", "GB / floor", "temporary MB / all scores", "load"]
+    note = (
+        "Milliseconds by the wall clock and, in brackets, of processor time, which the ratios are "
+        "of: other work shared the cores (load)."
+    )
+    return f"{title}\n\n{note}\n\n{table(header, rows)}\n\n{provenance(list(newest.values()))}"
+
+
 def main() -> None:
     """Writes the page."""
     quality = record.read("quality")
@@ -196,6 +231,8 @@ def main() -> None:
         graph_section(record.read("graph")),
         "## Scoring",
         scoring_section(record.read("imram_scoring")),
+        "## Search",
+        index_section(record.read("index")),
     ]
     OUT.write_text("\n\n".join(page) + "\n")
     print(f"wrote {OUT}")

@@ -5,6 +5,7 @@ them leaves anything but the old state or the new.
 """
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -58,13 +59,13 @@ def main(folder: Path, action: str) -> None:
     # A killed process loses nothing that it gave to the kernel, so that the disk need not be waited
     # for; the places before and after each call stay.
     os.fsync = lambda handle: None
-    place = 0
-    while True:
-        store = module.Store(folder / str(place))
-        store.save("old", snapshot(OLD))
-        if action == "swap":
-            store.save("new", snapshot(NEW))
-        store.swap("live", "old")
+    store = module.Store(folder)
+    store.save("old", snapshot(OLD))
+    store.swap("live", "old")
+    if action == "swap":
+        store.save("new", snapshot(NEW))
+    before, place, died = store.read_alias("live"), 0, True
+    while died:
         child = os.fork()
         if not child:
             die_at(place)
@@ -72,17 +73,16 @@ def main(folder: Path, action: str) -> None:
             os._exit(0)
         died = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         alias = store.read_alias("live")
+        assert alias in (before, ("new", before.generation + 1)), alias
         assert value(store, "old") == OLD
-        assert alias in (("old", 0), ("new", 1)), alias
-        if "new" in store.names():
-            assert value(store, "new") == NEW
-        assert value(store, alias.snapshot) == (NEW if alias.snapshot == "new" else OLD)
-        if not died:
-            assert action == "save" or alias.snapshot == "new"
-            break
-        if "new" not in store.names() or action == "swap":
-            write(store, action)  # what was left behind is in nobody's way
-            assert value(store, "new") == NEW
+        there = "new" in store.names()
+        assert not there or value(store, "new") == NEW
+        assert died or (there if action == "save" else alias.snapshot == "new")
+        # What was left behind is in nobody's way: the next one writes over it.
+        if action == "save" and there:
+            shutil.rmtree(store.snapshot_folder("new"))
+        if alias.snapshot == "new":
+            before = store.swap("live", "old")
         place += 1
     print(place)
 

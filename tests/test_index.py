@@ -125,22 +125,10 @@ def test_narrow_storage_is_sure_of_ordinary_rows(storage):
     assert not exact.uncertain(database, queries, found, best).any()
 
 
-def lowered(num_queries: int, block: int, dimension: int, k: int, storage: str = "float32"):
-    """The program of a block, compiled for shapes alone."""
-    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    scale = shape((block,)) if storage == "int8" else None
-    rows = jax.ShapeDtypeStruct((block, dimension), jnp.dtype(storage))
-    live, number = jax.ShapeDtypeStruct((block,), bool), jax.ShapeDtypeStruct((), jnp.int32)
-    best = TopK(shape((1, num_queries, k)), jax.ShapeDtypeStruct((1, num_queries, k), jnp.int32))
-    queries = shape((num_queries, dimension))
-    args = queries, number, number, exact.Block(rows, scale, live), best
-    return exact.make_fold(ONE).lower(*args).compile()
-
-
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 def test_scores_of_a_tile_are_all_that_is_held(optimized, storage):
     queries, block = 1024, 1 << 17
-    memory = lowered(queries, block, 64, 10, storage).memory_analysis()
+    memory = exact.compile_fold(ONE, queries, block, 64, 10, storage).memory_analysis()
     assert memory.temp_size_in_bytes < 4 * 4 * exact.TILE < 4 * queries * block / 4
 
 
@@ -451,14 +439,18 @@ def test_command_line(tmp_path: Path, capsys):
     assert hits[0]["generation"] == 1 and hits[0]["hits"][0]["payload"] == {"kind": "new"}
     out = run("search", index="b", queries="b.npy", k=2, engine="flat", where="kind=old")
     assert [h["id"] for h in json.loads(out.split("\n")[0])["hits"]] == ["y"]
-    assert (
-        "21 items" in run("remove", index="b", name="c", ids="c.json")
-        if ((tmp_path / "c.json").write_text('["x"]'))
-        else False
-    )
+    (tmp_path / "c.json").write_text('["x"]')
+    assert "21 items" in run("remove", index="b", name="c", ids="c.json")
+    np.save(tmp_path / "n.npy", vectors(3))
+    run("build", name="numbers", vectors="n.npy")
+    (tmp_path / "n.txt").write_text("1\n2\n")
+    assert "1 items" in run("remove", index="numbers", name="first", ids="n.txt")
     assert "<- live (generation 1)" in run("info")
     for bad, message in [
-        (("swap", {"alias": "live", "name": "zz"}), "no snapshot 'zz'; it has a, b, c"),
+        (
+            ("swap", {"alias": "live", "name": "zz"}),
+            "no snapshot 'zz'; it has a, b, c, first, numbers",
+        ),
         (("build", {"name": "d", "vectors": "b.txt"}), "no whole .npy"),
         (("search", {"index": "live", "queries": "b.npy", "k": 99}), "k is 1 to 22"),
         (("search", {"index": "live", "queries": "b.npy", "where": "kind"}), "no '='"),

@@ -52,17 +52,22 @@ def add_items(args: argparse.Namespace) -> None:
     """Makes a snapshot of another one and of more vectors."""
     ids, vectors, payloads = read_items(args)
     _, old = resolve(args.store, args.index)
-    save(args, add(old, ids, vectors, payloads, args.encoder))
+    save(args, add(old, like_those_of(old, ids), vectors, payloads, args.encoder))
 
 
 def remove_items(args: argparse.Namespace) -> None:
     """Makes a snapshot of another one without some items."""
     name, old = resolve(args.store, args.index)
-    ids = read_ids(args.ids)
-    if old.ids.dtype.kind == "i":
-        ids = [int(x) if str(x).lstrip("-").isdigit() else x for x in ids]
-    save(args, remove(old, ids))
+    save(args, remove(old, like_those_of(old, read_ids(args.ids))))
     print(f"{name} is as it was.")
+
+
+def like_those_of(snapshot: Snapshot, ids: Any) -> Any:
+    """Lines of a text file as the whole numbers that they are, where the snapshot's ids are."""
+    lines = [str(x) for x in ids]
+    if snapshot.ids.dtype.kind == "i" and all(x.removeprefix("-").isdecimal() for x in lines):
+        return [int(x) for x in lines]
+    return ids
 
 
 def resolve(store: Store, name: str) -> tuple[Alias, Snapshot]:

@@ -7,8 +7,12 @@ what it is called with, and the scores of a tile are all that is ever held of th
 Rows may be stored in fewer bits. They then propose candidates, which are scored again in float32
 from the host's vectors. How far a narrow score can be from the true one is known (Cauchy-Schwarz on
 what rounding took from the rows and from the query), so that a query knows whether a row outside
-its candidates could belong to the best; where one could, the float32 rows pass by as well. Results
-are therefore those of float32 whatever the storage.
+its candidates could belong to the best; where one could, the float32 rows pass by as well.
+
+So exact means: every row was compared or ruled out, and the order is that of float32 products, of
+equal ones the lower row first, whatever the storage, the blocks and the devices. Rows that differ
+by less than float32 rounding may change places: the order of its sums depends on the number of
+queries.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,6 +157,30 @@ def make_fold(mesh: Mesh) -> Callable[..., TopK]:
     )
     # Named, for on one device jit would say "not split", and the next block would miss the cache.
     return jax.jit(mapped, out_shardings=NamedSharding(mesh, split))
+
+
+def compile_fold(
+    mesh: Mesh, num_queries: int, block: int, dimension: int, k: int, storage: str = "float32"
+) -> Any:
+    """The program of blocks of such shapes, without rows: to count its memory and its work."""
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    scale = shape(block) if storage == "int8" else None
+    rows = shape(block, dimension, dtype=jnp.dtype(storage))
+    number, best = shape(dtype=jnp.int32), (mesh.size, num_queries, k)
+    return (
+        make_fold(mesh)
+        .lower(
+            shape(num_queries, dimension),
+            number,
+            number,
+            Block(rows, scale, shape(block, dtype=bool)),
+            TopK(shape(*best), shape(*best, dtype=jnp.int32)),
+        )
+        .compile()
+    )
 
 
 def no_best(mesh: Mesh, num_queries: int, k: int) -> TopK:

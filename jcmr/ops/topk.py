@@ -64,10 +64,20 @@ def merge_tile(best: TopK, scores: Array, allowed: Array, first: Array | int) ->
     """
     num, size = scores.shape
     k = best.scores.shape[1]
-    masked = jnp.where(allowed, scores, -jnp.inf)
+
+    def mask(scores: Array) -> Array:
+        return jnp.where(allowed, scores, -jnp.inf)
+
+    def group_maxima(scores: Array) -> Array:
+        return jnp.max(scores.reshape(num, size // GROUP, GROUP), axis=2)
+
     if size % GROUP or size // GROUP <= k:
-        return merge_topk(best, masked, jnp.broadcast_to(first + jnp.arange(size), scores.shape))
-    maxima = jnp.max(masked.reshape(num, size // GROUP, GROUP), axis=2)
+        items = jnp.broadcast_to(first + jnp.arange(size), scores.shape)
+        return merge_topk(best, mask(scores), items)
+    # A mask is another pass over the tile, and so is a maximum of maxima that XLA makes one of.
+    maxima = lax.cond(
+        jnp.all(allowed), group_maxima, lambda scores: group_maxima(mask(scores)), scores
+    )
     gains = jnp.max(maxima, axis=1) > best.scores[:, -1]
 
     def merge_some(count: int) -> Callable[[TopK], TopK]:
