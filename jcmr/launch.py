@@ -6,7 +6,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,19 @@ from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.data import augment, loader
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.text import make_token_dropping
-from jcmr.eval import attention_report, graph_report, report, report_objects, retrieval, table
+from jcmr.eval import (
+    attention_report,
+    graph_report,
+    report,
+    report_answers,
+    report_objects,
+    retrieval,
+    table,
+    vqa,
+)
 from jcmr.eval.occlusion import measure_occlusion
 from jcmr.serve.export import export_run
+from jcmr.serve.knowledge import Library
 from jcmr.serve.load import load_run
 from jcmr.serve.runs import (
     Config,
@@ -89,6 +100,50 @@ def make_evaluate(task: Task, splits: Sequence[RetrievalSplit], config: Config, 
     return evaluate
 
 
+def make_dev_evaluate(
+    task: Task, source: Any, config: Config, mesh: Mesh
+) -> Callable[[Variables], dict[str, float]]:
+    """`evaluate(variables)` on the dev split of galleries or questions: its metrics."""
+    if not hasattr(source, "questions"):
+        of_galleries = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
+        return lambda variables: of_galleries(variables)[0]
+    of_questions = make_question_evaluate(task, source, "dev", config, mesh)
+
+    def evaluate(variables: Variables) -> dict[str, float]:
+        found = of_questions(variables).metrics
+        return {n if n.startswith("dev/") else f"dev/{n}": value for n, value in found.items()}
+
+    return evaluate
+
+
+def make_question_evaluate(
+    task: Task, source: Any, split: str, config: Config, mesh: Mesh
+) -> Callable[[Variables], vqa.Results]:
+    """`evaluate(variables)` on a split of questions; after a swap on the test split alone."""
+    asked = source.questions(split)
+    controls, look_up = split == "test", None
+    if hasattr(source, "look_up"):
+        look_up = partial(source.look_up, asked)
+        look_up = look_up if controls else cache(look_up)
+    prepare, num = augment.make_prepare(config.data), len(source.answers)
+    return vqa.make_evaluator(task, asked, look_up, num, config.eval, prepare, mesh, controls)
+
+
+def with_captions(config: Config, workdir: Path, source: Any, mesh: Mesh) -> Any:
+    """A source whose questions come with retrieved captions, where the config has a retriever.
+
+    One that is not given is trained first, in `workdir`/retriever and with the run's seed, or goes
+    on where it stopped.
+    """
+    if not config.get("retriever") and "small_retriever" not in config:
+        return source
+    folder = workdir / "retriever"
+    if not config.retriever and MODE.value == "train" and not (folder / "results.json").is_file():
+        config.small_retriever.seed = config.seed
+        run_train(config.small_retriever, folder)
+    return Library(config, workdir, source, mesh)
+
+
 def run_train(config: Config, workdir: Path) -> None:
     """Trains, or goes on where the last run of `workdir` stopped; then evaluates on the test split.
 
@@ -97,6 +152,7 @@ def run_train(config: Config, workdir: Path) -> None:
     """
     source, task = build(config)  # before devices, which take long to be found on some machines
     mesh = parallel.make_mesh()
+    source = with_captions(config, workdir, source, mesh)
     reader = make_reader(config, source)
     stages = plan(config, reader.steps_per_epoch)
     described = describe(config, source)
@@ -126,7 +182,7 @@ def run_train(config: Config, workdir: Path) -> None:
         config.train.eval_epochs * reader.steps_per_epoch,
         config.train.checkpoint_steps,
     )
-    evaluate = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
+    evaluate = make_dev_evaluate(task, source, config, mesh)
     log = RunLog(workdir, resumed_at=int(state.step))
     try:
         loop.train(
@@ -135,7 +191,7 @@ def run_train(config: Config, workdir: Path) -> None:
             batches,
             stages,
             augmented,
-            lambda variables: evaluate(variables)[0],
+            evaluate,
             checkpoints,
             described,
             log,
@@ -176,7 +232,12 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     With config.eval.ensemble, the mean of its scores and those of other runs: ensemble.json.
     """
     mesh = parallel.make_mesh()
+    if not hasattr(source, "look_up"):
+        source = with_captions(config, workdir, source, mesh)
     variables, step = restore_variables(config, workdir, source, task, mesh)
+    if hasattr(source, "questions"):
+        answer_questions(config, workdir, source, task, variables, step, mesh)
+        return
     splits = split_list(source.retrieval("test"))
     first, occlusion = splits[0], None
     if config.eval.get("ensemble"):
@@ -216,6 +277,23 @@ def run_export(workdir: Path) -> None:
     print(f"{run.config.task} at step {run.step}: {workdir / 'export'}")
     for entry in (*manifest["encode"].values(), *manifest["score"]):
         print(f"  {entry['file']}")
+
+
+def answer_questions(
+    config: Config, workdir: Path, source: Any, task: Task, variables: Variables, step: int, mesh
+) -> None:
+    """Answers the test split's questions: results.json, a table, pictures."""
+    before = len(getattr(source, "swaps", []))
+    results = make_question_evaluate(task, source, "test", config, mesh)(variables)
+    metrics = dict(results.metrics)
+    if swaps := getattr(source, "swaps", [])[before:]:
+        metrics["swap/seconds"] = max(swaps)
+    write_json(workdir / "results.json", {"step": step, **metrics})
+    records, folder = read_records(workdir / "metrics.jsonl"), workdir / "report"
+    report_answers.draw(folder, records, source, source.questions("test"), results)
+    print(f"\n{config.task} at step {step}, {workdir / 'results.json'}\n")
+    print(table.metrics_table(metrics))
+    print(f"\nPictures: {folder}")
 
 
 def ours(error: BaseException) -> bool:
@@ -284,6 +362,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         while first.__cause__ or first.__context__:
             first = first.__cause__ or first.__context__ or first
         hint = re.search('Did you mean "[^"]*" instead of "[^"]*"', f"{error} {first}")
+        if isinstance(first, KeyError) and not hint:
+            options = [option.split("=")[0] for option in argv]
+            key = next((o for o in options if o.endswith(f".{first.args[0]}")), first.args[0])
+            sys.exit(f"The config has no {key}; its file shows what it has.")
         plain = isinstance(error, flags.Error) and "Traceback" not in str(error)
         told = str(error if plain else first).strip().splitlines() or [type(first).__name__]
         sys.exit(f"{hint[0]} in --config?" if hint else told[-1].strip())

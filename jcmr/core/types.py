@@ -116,6 +116,64 @@ class Source(Protocol):
         ...
 
 
+class Knowledge(NamedTuple):
+    """Captions that a reader may look up: one state of what an index holds."""
+
+    captions: Sequence[str]
+    owner: np.ndarray
+    """int64 [m], id of the picture that a caption was written for, -1 for none: a question about
+    that picture must not find it."""
+    pictures: RandomAccess | None = None
+    """The picture of each caption, where there are any."""
+
+
+class QuestionSplit(NamedTuple):
+    """What an evaluator needs of a data split of visual questions."""
+
+    name: str
+    examples: RandomAccess
+    """Each with "question" [t] and a picture ("image", or "regions"). Where captions have owners it
+    has an attribute `picture_ids`, int [n]."""
+    kinds: np.ndarray
+    """Type of each question, str [n]."""
+    groups: Mapping[str, np.ndarray]
+    """name -> bool [n], the questions whose accuracy is reported under that name."""
+    truths: Mapping[str, RandomAccess]
+    """Knowledge -> its answers, each {"answer": [v]}, what an answer is worth in 0 to 1. The first
+    also holds where nothing else is said."""
+    oracle: Mapping[str, np.ndarray] = {}
+    """Knowledge -> int [n, k], rows of its captions that answer each question, -1 for none."""
+    texts: Sequence[str] = ()
+    """The questions as they read."""
+
+
+class QuestionSource(Protocol):
+    """A data set of visual questions, with or without captions to look up."""
+
+    info: Mapping[str, int]
+    train: RandomAccess
+    """As `QuestionSplit.examples`, with "answer"."""
+    answers: Sequence[str]
+    """The v answers that can be given."""
+    answer_text: np.ndarray
+    """Their word ids, int32 [v, a], 0 = pad."""
+    vocabulary: Mapping[str, int]
+    train_knowledge: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """Knowledge -> (rows of `train` that look up in it, their oracle as in `QuestionSplit`)."""
+
+    def questions(self, split: str) -> QuestionSplit:
+        """The questions of `split` ("dev" or "test")."""
+        ...
+
+    def knowledge(self, name: str) -> Knowledge:
+        """The captions of a state of knowledge."""
+        ...
+
+    def tokenize(self, captions: Sequence[str]) -> np.ndarray:
+        """Word ids of captions, int32 [n, t]."""
+        ...
+
+
 def same_id(row_ids: Sequence[int] | np.ndarray, column_ids: Sequence[int] | np.ndarray):
     """Relevance by equal integer ids: own pairs (image ids) or classes (labels)."""
     return Relevance(

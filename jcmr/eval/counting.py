@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jcmr.core.progress import make_progress
 from jcmr.core.types import Array
-from jcmr.eval.embed import make_progress
 from jcmr.eval.tiles import Counts, Galleries, Side, Top, inside, make_top, pin
 from jcmr.ops import ranks
 from jcmr.ops.topk import TopK, merge_topk

@@ -1,20 +1,18 @@
 """Every item of a gallery encoded once, on all devices."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jcmr.core import parallel
+from jcmr.core.progress import make_progress
 from jcmr.core.types import Batch, Embedding, RandomAccess, Task, Variables
 from jcmr.data.records import take
 
 Prepare = Callable[[Batch], Batch]
-REPORT_SECONDS = 10
 
 
 @partial(jax.jit, static_argnames=("encode", "prepare", "mesh"))
@@ -22,20 +20,6 @@ def encode_batch(encode, prepare: Prepare, mesh: Mesh, variables: Variables, bat
     """The embedding of a batch of stored items, whole on every device."""
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.lax.with_sharding_constraint(encode(variables, prepare(batch)), replicated)
-
-
-def make_progress(what: str, total: int) -> Callable[[int], None]:
-    """Builds `progress(done)`, which logs how far it is every ten seconds."""
-    began = told = time.monotonic()
-
-    def progress(done: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told > REPORT_SECONDS:
-            told = now
-            logging.info("%s: %d of %d, %.0f a second", what, done, total, done / (now - began))
-
-    return progress
 
 
 def embed(

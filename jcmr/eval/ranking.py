@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from jcmr.core.progress import make_progress
 from jcmr.core.types import Array
-from jcmr.eval.embed import make_progress
 from jcmr.eval.tiles import Galleries, Top, inside, make_top, match_tile, pin, score_tile
 from jcmr.ops import ranks
 from jcmr.ops.topk import TopK

@@ -95,6 +95,9 @@ def hinge_terms(
       axis: device axis.
       groups: see `targets.pair_targets`.
 
+    Raises:
+      ValueError: the batch has texts of no image, which a hinge over matched pairs cannot use.
+
     >>> from types import SimpleNamespace
     >>> cfg = SimpleNamespace(margin=0.2, reduction='mean', duplicates='masked')
     >>> cfg.mask_true_positives = False
@@ -103,6 +106,11 @@ def hinge_terms(
     >>> {name: round(float(t.sum / t.count), 4) for name, t in terms.items() if t.weight}
     {'hinge': 0.05}
     """
+    if "foreign" in batch:
+        raise ValueError(
+            "The data has texts that belong to no image. They are negatives of a softmax over the "
+            "batch; train on them with InfoNCE, not with a hinge."
+        )
     sides = batch_sides(batch, axis)
     images, captions = parallel.all_gather(sides, axis)
     targets = pair_targets(

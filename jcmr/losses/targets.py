@@ -8,6 +8,9 @@ from jcmr.core import parallel
 from jcmr.core.types import Array, Batch
 from jcmr.ops.assignment import injective_match
 
+NOBODY = -1
+"""Row and id of the image of a caption that belongs to none."""
+
 
 class Side(NamedTuple):
     """Who is who along one side of a matrix of pairs; parts that a batch lacks are None."""
@@ -38,6 +41,8 @@ def flat_captions(batch: Batch) -> tuple[Array, Array | None, int]:
 def batch_sides(batch: Batch, axis: str | None) -> tuple[Side, Side]:
     """Images [b] and captions [b * c] of this device's batch.
 
+    Captions that the batch's "foreign" [b, c] marks belong to no image: mismatches for all.
+
     >>> images, captions = batch_sides({'text': jnp.ones((2, 3, 5), int)}, None)
     >>> captions.row.tolist()
     [0, 0, 0, 1, 1, 1]
@@ -47,10 +52,12 @@ def batch_sides(batch: Batch, axis: str | None) -> tuple[Side, Side]:
     row = parallel.first_row(rows, axis) + jnp.arange(rows)
     ids = batch.get("id")
     of_captions = None if ids is None else jnp.repeat(ids, num_captions)
-    return (
-        Side(row, ids, batch.get("scene_code")),
-        Side(jnp.repeat(row, num_captions), of_captions, code),
-    )
+    owner = jnp.repeat(row, num_captions)
+    if "foreign" in batch:
+        foreign = batch["foreign"].reshape(-1)
+        owner = jnp.where(foreign, NOBODY, owner)
+        of_captions = None if of_captions is None else jnp.where(foreign, NOBODY, of_captions)
+    return Side(row, ids, batch.get("scene_code")), Side(owner, of_captions, code)
 
 
 class Targets(NamedTuple):

@@ -49,6 +49,8 @@ def build(config: Config) -> tuple[Source, Task]:
     module = importlib.import_module(f"jcmr.models.{config.task}")
     if "graph" in config.model:
         return source, module.make(config.model, word_graph.build(source, config.model.graph))
+    if "num_answers" in config.model:
+        return source, module.make(config.model, source.answer_text)
     return source, module.make(config.model)
 
 
@@ -63,6 +65,7 @@ def describe(config: Config, source: Source) -> dict[str, Any]:
         "config": json.loads(config.to_json()),
         "data_info": dict(source.info),
         "vocabulary": fingerprint(getattr(source, "vocabulary", {})),
+        "answers": fingerprint({a: i for i, a in enumerate(getattr(source, "answers", ()))}),
         "example": {name: [str(x.dtype), list(x.shape[1:])] for name, x in example.items()},
         "version": jcmr.__version__,
     }
@@ -84,6 +87,11 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"The checkpoint was trained with another vocabulary (fingerprint "
             f"{saved['vocabulary']}, now {now['vocabulary']}): its word vectors would belong to "
             f"the wrong words. Use the data and vocabulary of the run, or a new --workdir."
+        )
+    if saved.get("answers", now["answers"]) != now["answers"]:
+        raise ValueError(
+            "The checkpoint was trained to give other answers, or these in another order. Use the "
+            "data of the run, or a new --workdir."
         )
     task = importlib.import_module(f"jcmr.models.{now['config']['task']}")
     free = getattr(task, "SCORE_OPTIONS", ())  # what training does not depend on

@@ -93,11 +93,16 @@ def entity_attributes(entity: np.ndarray) -> np.ndarray:
 def sample_scene(rng: np.random.Generator, max_objects: int) -> Scene:
     """One to `max_objects` distinct entities in distinct cells on one background."""
     n = int(rng.integers(1, max_objects + 1))
-    entities = rng.choice(NUM_ENTITIES, n, replace=False)
+    return place(rng, rng.choice(NUM_ENTITIES, n, replace=False))
+
+
+def place(rng: np.random.Generator, entities: np.ndarray, centred: bool = False) -> Scene:
+    """A scene of entities [n] in distinct cells, or of one in the middle."""
+    n = len(entities)
     sizes = rng.integers(0, len(SIZES), (n, 1))
     return Scene(
         attributes=np.concatenate([entity_attributes(entities), sizes], axis=1),
-        cell=rng.choice(9, n, replace=False),
+        cell=np.asarray([4]) if centred else rng.choice(9, n, replace=False),
         rotation=rng.uniform(-0.35, 0.35, n),
         jitter=rng.uniform(-0.04, 0.04, (n, 2)),
         phase=rng.uniform(0, 1, n),

@@ -1,0 +1,193 @@
+"""`python -m jcmr.index build|add|remove|search|swap|info --store=FOLDER`: indices on disk.
+
+A store holds snapshots, which never change, and aliases such as `live`, each of which stands for
+one of them. Serve an alias; to change what is known, build or add under a new name and swap.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from jcmr.core.progress import make_progress
+from jcmr.index import ann, exact
+from jcmr.index.files import read_ids, read_payloads, read_vectors
+from jcmr.index.live import Index, MakeSearch
+from jcmr.index.snapshot import METRICS, Snapshot, add, make_snapshot, remove
+from jcmr.index.store import Alias, Store
+
+ENGINES = ("exact", *ann.KINDS)
+
+
+def read_items(args: argparse.Namespace) -> tuple[Any, np.ndarray, list[Any] | None]:
+    """(ids, vectors, payloads) of the files that `build` and `add` are given."""
+    vectors, ids = read_vectors(args.vectors)
+    if args.ids:
+        ids = read_ids(args.ids)
+    payloads = read_payloads(args.payload) if args.payload else None
+    return np.arange(len(vectors)) if ids is None else ids, vectors, payloads
+
+
+def save(args: argparse.Namespace, snapshot: Snapshot) -> None:
+    """Writes what a command made as --name."""
+    progress = make_progress("writing rows", len(snapshot))
+    args.store.save(args.name, snapshot, progress)
+    print(f"Saved {args.name}: {len(snapshot)} items of {snapshot.dimension} dimensions.")
+
+
+def build(args: argparse.Namespace) -> None:
+    """Makes a snapshot of vectors."""
+    args.store.snapshot_folder(args.name)
+    ids, vectors, payloads = read_items(args)
+    save(args, make_snapshot(ids, vectors, payloads, args.metric, args.encoder))
+
+
+def add_items(args: argparse.Namespace) -> None:
+    """Makes a snapshot of another one and of more vectors."""
+    ids, vectors, payloads = read_items(args)
+    _, old = resolve(args.store, args.index)
+    save(args, add(old, ids, vectors, payloads, args.encoder))
+
+
+def remove_items(args: argparse.Namespace) -> None:
+    """Makes a snapshot of another one without some items."""
+    name, old = resolve(args.store, args.index)
+    ids = read_ids(args.ids)
+    if old.ids.dtype.kind == "i":
+        ids = [int(x) if str(x).lstrip("-").isdigit() else x for x in ids]
+    save(args, remove(old, ids))
+    print(f"{name} is as it was.")
+
+
+def resolve(store: Store, name: str) -> tuple[Alias, Snapshot]:
+    """What `name`, an alias or else a snapshot, stands for."""
+    found = store.read_alias(name) if name in store.aliases() else Alias(name, 0)
+    return found, store.load(found.snapshot)
+
+
+def search(args: argparse.Namespace) -> None:
+    """Prints the best items of each query, a JSON line a query."""
+    queries, _ = read_vectors(args.queries)
+    found, snapshot = resolve(args.store, args.index)
+    exactly = partial(exact.make_search, storage=args.storage)
+    make: MakeSearch = (
+        exactly if args.engine == "exact" else partial(ann.make_search, kind=args.engine)
+    )
+    allowed = matching(snapshot, args.where) if args.where else None
+    index = Index(snapshot, make, found.generation)
+    scores, ids, valid, generation = index.search(queries, args.k, allowed, encoder=args.encoder)
+    for row, (line, some, good) in enumerate(zip(scores, ids, valid)):
+        payloads = snapshot.payloads_of(some[good])
+        hits = [
+            {"id": x.item(), "score": float(score), "payload": payload}
+            for x, score, payload in zip(some[good], line[good], payloads)
+        ]
+        print(json.dumps({"query": row, "generation": generation, "hits": hits}))
+
+
+def matching(snapshot: Snapshot, conditions: Sequence[str]) -> np.ndarray:
+    """Items whose payload has all of the values KEY=VALUE, bool [n].
+
+    Raises:
+      ValueError: a condition has no "=".
+    """
+    wanted = [condition.partition("=") for condition in conditions]
+    for key, equals, _ in wanted:
+        if not equals:
+            raise ValueError(f"--where={key} has no '='; it is --where=KEY=VALUE.")
+
+    def fits(payload: Any) -> bool:
+        return isinstance(payload, dict) and all(
+            key in payload and str(payload[key]) == value for key, _, value in wanted
+        )
+
+    return np.fromiter(map(fits, snapshot.payloads), bool, len(snapshot))
+
+
+def swap(args: argparse.Namespace) -> None:
+    """Lets an alias stand for a snapshot."""
+    new = args.store.swap(args.alias, args.name)
+    print(f"{args.alias} is {new.snapshot} from now on, generation {new.generation}.")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Lists snapshots and aliases."""
+    aliases = args.store.aliases()
+    for name in args.store.names():
+        about = args.store.manifest(name)
+        size = sum(file["bytes"] for file in about["files"].values())
+        marks = [f"{a} (generation {x.generation})" for a, x in aliases.items() if x[0] == name]
+        print(
+            f"{name}: {about['size']} items of {about['dimension']} dimensions, {about['metric']}, "
+            f"{size / 1e6:.1f} MB, encoder {about['encoder'] or 'unknown'}"
+            + "".join(f", <- {mark}" for mark in marks)
+        )
+    if not args.store.names():
+        print(f"{args.store.folder} has no snapshots.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jcmr.index", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="build|add|remove|search|swap|info")
+
+    def command(name: str, run: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub.add_argument("--store", required=True, type=Store, help="the folder of the store")
+        sub.set_defaults(run=run)
+        return sub
+
+    def items(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--vectors", required=True, type=Path, help=".npy, or .npz with `vectors`")
+        sub.add_argument("--ids", type=Path, help=".npy, .json or one a line; default 0 to n - 1")
+        sub.add_argument("--payload", type=Path, help="JSON lines, one an item")
+
+    def named(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--name", required=True, help="of the new snapshot")
+        return sub
+
+    def of(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--index", required=True, help="an alias or a snapshot")
+        return sub
+
+    sub = named(command("build", build))
+    items(sub)
+    sub.add_argument("--metric", choices=METRICS, default="dot")
+    sub.add_argument("--encoder", default="", help="fingerprint of what made the vectors")
+    sub = named(of(command("add", add_items)))
+    items(sub)
+    sub.add_argument("--encoder", help="fingerprint of what made the vectors, to be compared")
+    sub = named(of(command("remove", remove_items)))
+    sub.add_argument("--ids", required=True, type=Path, help=".npy, .json or one a line")
+    sub = of(command("search", search))
+    sub.add_argument("--queries", required=True, type=Path, help=".npy, or .npz with `vectors`")
+    sub.add_argument("--k", type=int, default=10)
+    sub.add_argument("--where", action="append", help="KEY=VALUE that payloads must have")
+    sub.add_argument("--engine", choices=ENGINES, default="exact")
+    sub.add_argument("--storage", choices=exact.STORAGES, default="float32")
+    sub.add_argument("--encoder", help="fingerprint of what made the queries, to be compared")
+    sub = command("swap", swap)
+    sub.add_argument("--alias", required=True)
+    sub.add_argument("--name", required=True, help="of the snapshot")
+    command("info", info)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Runs one command; an error is a sentence on stderr and status 1."""
+    args = make_parser().parse_args(argv)
+    logging.set_verbosity(logging.INFO)
+    try:
+        args.run(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
