@@ -173,7 +173,7 @@ class Scorer:
         return Embeddings(modality, self.fingerprint, values)
 
     def _read_batch(
-        self, modality: str, items: Sequence[Any], numbers: range, ids: Sequence[int] | None
+        self, modality: str, items: Any, numbers: range, ids: Sequence[int] | None
     ) -> dict[str, np.ndarray]:
         """Items as a batch; they must have one shape."""
         read, like = self._read[modality], self._stored[modality]
