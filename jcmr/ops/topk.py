@@ -61,6 +61,10 @@ def merge_tile(best: TopK, scores: Array, allowed: Array, first: Array | int) ->
       scores: [n, c].
       allowed: bool [c], the columns to choose from.
       first: item number of column 0.
+
+    >>> best = TopK(jnp.array([[0.9, 0.1]]), jnp.array([[0, 1]]))
+    >>> merge_tile(best, jnp.array([[0.5, 0.7]]), jnp.array([True, False]), 2).payload.tolist()
+    [[0, 2]]
     """
     num, size = scores.shape
     k = best.scores.shape[1]

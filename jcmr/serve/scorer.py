@@ -23,6 +23,8 @@ from jcmr.serve.items import make_read, read_ready, shapes_of, stored_of
 from jcmr.serve.load import Config, Run, load_run, pairs_of
 from jcmr.serve.programs import Programs, bucket, buckets, dot, padded, parts_of, search_tiles
 
+KINDS = {"image", "text", "points", "mesh"}
+"""Modalities whose items can be read without a data set."""
 LONG = 10_000
 """Items from which on encoding says how far it is."""
 ZERO = np.int32(0)
@@ -54,6 +56,11 @@ class Scorer:
         self.run, self.mesh = run, mesh
         self.fingerprint: str = run.fingerprint
         self.modalities: tuple[str, ...] = tuple(run.task.encode)
+        if not set(self.modalities) <= KINDS:
+            raise ValueError(
+                f"A scorer compares {', '.join(sorted(KINDS))}; {run.config.task} compares "
+                f"{' with '.join(self.modalities)}. Use python -m jcmr.launch --mode=eval."
+            )
         self.pairs = pairs_of(run)
         options = run.config.eval if "eval" in run.config else {}
         self.sizes = buckets(batch_size or options.get("batch_size", 256), mesh.size, 2)
