@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.max_words = 12
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.5, 0.5, 0.5)
+    config.data.dev_rate = 0.1
     config.data.crop_size = 64
     config.data.random_resized_crop = False
     config.data.flip = True

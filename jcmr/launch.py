@@ -348,6 +348,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         while first.__cause__ or first.__context__:
             first = first.__cause__ or first.__context__ or first
         hint = re.search('Did you mean "[^"]*" instead of "[^"]*"', f"{error} {first}")
+        if isinstance(first, KeyError) and not hint:
+            options = [option.split("=")[0] for option in argv]
+            key = next((o for o in options if o.endswith(f".{first.args[0]}")), first.args[0])
+            sys.exit(f"The config has no {key}; its file shows what it has.")
         plain = isinstance(error, flags.Error) and "Traceback" not in str(error)
         told = str(error if plain else first).strip().splitlines() or [type(first).__name__]
         sys.exit(f"{hint[0]} in --config?" if hint else told[-1].strip())

@@ -5,10 +5,10 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from jcmr import launch
 from jcmr.convert.__main__ import main
 from jcmr.convert.folder import load_converted
 from jcmr.models.encoders import bert
+from jcmr.serve import runs
 from tests.conftest import GOLDEN_DIR, load_golden
 
 
@@ -51,7 +51,7 @@ def test_both_formats_and_all_names_give_the_same_weights(state, tmp_path):
     assert expected.keys() == found.keys()
     for name, x in expected.items():
         np.testing.assert_array_equal(found[name], x)
-    placed = launch.weights_at(str(tmp_path / "plain"), "text/bert")
+    placed = runs.weights_at(str(tmp_path / "plain"), "text/bert")
     assert "params/text/bert/words/embedding" in placed
 
 

@@ -20,7 +20,7 @@ from jcmr.index.embedded import embed_snapshot
 from jcmr.index.live import Index, open_index, refresh
 from jcmr.index.snapshot import add, make_snapshot, merge, remove
 from jcmr.index.store import FILES, Store
-from jcmr.ops.topk import TopK, topk_rows
+from jcmr.ops.topk import TopK, merge_tile
 
 ONE, EIGHT = (parallel.make_mesh(jax.devices()[:n]) for n in (1, 8))
 
@@ -42,14 +42,20 @@ def brute(rows: np.ndarray, queries: np.ndarray, k: int, allowed=None) -> np.nda
     return np.where(np.take_along_axis(scores, order, axis=1) > -np.inf, order, -1)
 
 
-@pytest.mark.parametrize("shape, k", [((256, 5), 3), ((256, 5), 4), ((64, 3), 64), ((96, 1), 1)])
-def test_best_rows_of_a_tile_are_those_of_top_k_with_its_order_of_ties(shape, k):
-    scores = np.random.default_rng(0).integers(0, 40, shape).astype(np.float32)
-    scores[::7] = -np.inf
-    top, rows = topk_rows(jnp.asarray(scores), k)
-    expected, places = lax.top_k(scores.T, k)
-    np.testing.assert_array_equal(top, expected)
-    np.testing.assert_array_equal(rows, places)
+@pytest.mark.parametrize("num, size, k", [(40, 256, 3), (1, 256, 7), (40, 64, 20), (5, 33, 4)])
+def test_tiles_merge_to_the_top_k_of_everything_with_its_order_of_ties(num, size, k):
+    # Few values, so that most are tied; later tiles win for some rows only.
+    tiles = np.random.default_rng(0).integers(0, 90, (4, num, size)).astype(np.float32)
+    tiles[2:] -= np.linspace(0, 60, num, dtype=np.float32).round()[:, None]
+    allowed = np.arange(size) % 7 > 0
+    best = TopK(jnp.full((num, k), -jnp.inf), jnp.full((num, k), -1, jnp.int32))
+    merge = jax.jit(merge_tile)
+    for i, tile in enumerate(tiles):
+        best = merge(best, tile, allowed, i * size)
+    masked = np.where(allowed, tiles, -np.inf)
+    top, places = lax.top_k(np.concatenate(list(masked), axis=1), k)
+    np.testing.assert_array_equal(best.scores, top)
+    np.testing.assert_array_equal(best.payload, places)
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,7 @@ def test_a_run_can_be_evaluated_with_another_score(finished, cache, tmp_path):
     ("options", "words"),
     [
         ([f"--config={SCENES}", "--config.train.batch_sise=3"], "batch_size"),
+        ([f"--config={SCENES}", "--config.data.views=3"], "has no --config.data.views"),
         ([f"--config={SCENES}", "--config.train.batch_size=999"], "does not fill one batch"),
         ([f"--config={SCENES}", "--config.model.vocab_size=7"], "the data has"),
         ([f"--config={SCENES}", "--mode=eval"], "holds no finished checkpoint"),

@@ -25,18 +25,19 @@ from jcmr.core import parallel
 from jcmr.core.dtypes import HIGHEST
 from jcmr.core.parallel import AXIS
 from jcmr.core.types import Array
-from jcmr.ops.topk import TopK, merge_topk, topk_rows
+from jcmr.ops.topk import TopK, merge_tile
 
 STORAGES = ("float32", "bfloat16", "int8")
-BLOCK_CPU, BLOCK = 1 << 14, 1 << 18
-"""Most rows of a block on one device: padding costs a CPU more than another call, which is what an
-accelerator waits for."""
+BLOCK_CPU, BLOCK = 1 << 12, 1 << 18
+"""Most rows of a block on one device: a CPU pays for padding, an accelerator waits for calls."""
 SMALLEST = 1 << 8
 """Fewest."""
 TILE = 1 << 22
 """Scores of a tile; on CPU they stay in the cache."""
 NARROW_TILE = 1 << 22
 """Numbers of rows that are widened at a time."""
+MANY = 1 << 8
+"""Queries from which on they are the left side of the product."""
 QUERIES = 1 << 10
 """Most queries of one pass."""
 CANDIDATES = 4
@@ -97,7 +98,7 @@ def pad_rows(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def tile_scores(rows: Array, scale: Array | None, queries: Array) -> Array:
-    """Scores float32 [t, q] of stored rows [t, d] with queries float32 [q, d].
+    """Scores float32 [q, t] of queries float32 [q, d] with stored rows [t, d].
 
     Narrow rows meet queries in bfloat16, which holds int8 exactly. A CPU has no such product; their
     float32 product is the same, for products of two bfloat16 numbers are exact in float32.
@@ -105,8 +106,13 @@ def tile_scores(rows: Array, scale: Array | None, queries: Array) -> Array:
     if rows.dtype != jnp.float32:
         wide = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         rows, queries = rows.astype(wide), queries.astype(jnp.bfloat16).astype(wide)
-    scores = jnp.matmul(rows, queries.T, precision=HIGHEST, preferred_element_type=jnp.float32)
-    return scores if scale is None else scores * scale[:, None]
+    product = partial(jnp.matmul, precision=HIGHEST, preferred_element_type=jnp.float32)
+    if len(queries) < MANY:
+        # Few columns are the faster way round on a CPU; XLA would turn it back without the barrier.
+        scores = lax.optimization_barrier(product(rows, queries.T)).T
+    else:
+        scores = product(queries, rows.T)
+    return scores if scale is None else scores * scale
 
 
 def tile_rows(block: int, dimension: int, num_queries: int, dtype: Any) -> int:
@@ -124,7 +130,6 @@ def fold_shard(queries: Array, start: Array, end: Array, block: Block, best: Top
     """
     size, dimension = block.rows.shape
     tile = tile_rows(size, dimension, len(queries), block.rows.dtype)
-    k = best.scores.shape[-1]
     first = start + parallel.first_row(size, AXIS)
     num_tiles = jnp.clip(-(-(end - first) // tile), 0, size // tile)
 
@@ -132,9 +137,7 @@ def fold_shard(queries: Array, start: Array, end: Array, block: Block, best: Top
         rows, scale, live = jax.tree.map(
             lambda x: lax.dynamic_slice_in_dim(x, i * tile, tile), block
         )
-        scores = jnp.where(live[:, None], tile_scores(rows, scale, queries), -jnp.inf)
-        top, rows = topk_rows(scores, min(k, tile))
-        return merge_topk(best, top, first + i * tile + rows)
+        return merge_tile(best, tile_scores(rows, scale, queries), live, first + i * tile)
 
     best = jax.tree.map(lambda x: x[0], best)
     best = one_tile(0, best) if tile == size else lax.fori_loop(0, num_tiles, one_tile, best)

@@ -1,5 +1,6 @@
 """The best k of a gallery that passes by in tiles."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -38,29 +39,47 @@ def merge_topk(best: TopK, scores: Array, payload: Any) -> TopK:
 
 
 GROUP = 32
+"""Columns that are looked at through their maximum."""
+SHARES = (8, 2, 1)
+"""An eighth, a half or all of the rows look into a tile."""
 
 
-def topk_rows(scores: Array, k: int) -> tuple[Array, Array]:
-    """The best k rows of each column, exactly as `lax.top_k` of the transpose but far cheaper.
+def merge_tile(best: TopK, scores: Array, allowed: Array, first: Array | int) -> TopK:
+    """`merge_topk` of a tile whose column j is item first + j, for a fraction of its sorting.
 
-    Rows are looked at in groups of 32. The k groups with the largest maxima hold the best k rows:
-    a row in another group has k groups before it, each with a row at least as good, and where they
-    are equal an earlier one. So a maximum, which costs one pass, leaves few rows to sort.
+    Columns are taken in groups. A row whose k-th best no maximum exceeds has nothing to gain and is
+    left alone, which is most rows once many tiles have passed. Another one looks into the k groups
+    with the largest maxima: an item elsewhere has k groups before it, each with an item at least as
+    good, and an earlier one where they are equal. So all is as exact as sorting everything.
 
     Args:
-      scores: [m, q].
-      k: at most m.
-
-    Returns:
-      (scores [q, k], rows int32 [q, k]), best first, of equal scores the earlier row first.
+      best: [n, k], the payload int32 item numbers below `first`.
+      scores: [n, c].
+      allowed: bool [c], the columns to choose from.
+      first: item number of column 0.
     """
-    size, columns = scores.shape
-    if size % GROUP or size // GROUP <= 2 * k:
-        top, rows = lax.top_k(scores.T, k)
-        return top, rows.astype(jnp.int32)
-    maxima = jnp.max(scores.reshape(size // GROUP, GROUP, columns), axis=1)
-    groups = jnp.sort(lax.top_k(maxima.T, k)[1], axis=1)
-    rows = (groups[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(columns, k * GROUP)
-    kept = jnp.take_along_axis(scores, rows.T, axis=0).T
-    top, place = lax.top_k(kept, k)
-    return top, jnp.take_along_axis(rows, place, axis=1).astype(jnp.int32)
+    num, size = scores.shape
+    k = best.scores.shape[1]
+    masked = jnp.where(allowed, scores, -jnp.inf)
+    if size % GROUP or size // GROUP <= k:
+        return merge_topk(best, masked, jnp.broadcast_to(first + jnp.arange(size), scores.shape))
+    maxima = jnp.max(masked.reshape(num, size // GROUP, GROUP), axis=2)
+    gains = jnp.max(maxima, axis=1) > best.scores[:, -1]
+
+    def merge_some(count: int) -> Callable[[TopK], TopK]:
+        def merge(best: TopK) -> TopK:
+            rows = jnp.nonzero(gains, size=count, fill_value=num)[0]
+            inside = jnp.minimum(rows, num - 1)
+            groups = jnp.sort(lax.top_k(maxima[inside], k)[1], axis=1)
+            columns = (groups[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(count, k * GROUP)
+            # Masked again, for keeping the masked tile would cost another pass over it.
+            kept = jnp.where(allowed[columns], scores[inside[:, None], columns], -jnp.inf)
+            new = merge_topk(jax.tree.map(lambda x: x[inside], best), kept, first + columns)
+            return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), best, new)
+
+        return merge
+
+    counts = [num // share for share in SHARES if share == 1 or num >= 2 * share]
+    wanted = jnp.sum(gains)
+    level = sum((wanted > limit).astype(jnp.int32) for limit in [0, *counts[:-1]])
+    return lax.switch(level, [lambda best: best, *map(merge_some, counts)], best)
