@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "easy_vqa"
     config.data.dir = ""
+    config.data.dev_rate = 0.1
     config.data.max_words = 12
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.5, 0.5, 0.5)

@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.features = ""
     config.data.captions = ()
     config.data.num_answers = 3129
+    config.data.dev_rate = 0.05
 
     config.model = ConfigDict()
     config.model.image = "regions"

@@ -168,15 +168,3 @@ def test_end_to_end_killed_once(cache, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "accuracy.png", "answers.png", "curves.png",
     }  # fmt: skip
-
-
-def test_easy_vqa_end_to_end(cache, tmp_path):
-    from tests.test_vqa import write_easy
-
-    write_easy(tmp_path)
-    options = "--config=configs/xtra_easyvqa.py:smoke", f"--config.data.dir={tmp_path}"
-    small = "--config.data.crop_size=16", "--config.data.dev_rate=0.25"
-    done = run(*options, *small, f"--workdir={tmp_path / 'run'}", cache=cache)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert 0 <= results["test/accuracy"] <= 1 and "test/colour" in results

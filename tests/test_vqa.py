@@ -14,7 +14,7 @@ from jcmr.data.records import Arrays
 from jcmr.data.scenes import questions as made
 from jcmr.data.scenes import world
 from jcmr.data.sources import easy_vqa, scenes_cards, scenes_vqa, vqa2
-from jcmr.eval import vqa
+from jcmr.eval import report_answers, vqa
 from jcmr.losses.ranking import hinge_terms
 from jcmr.losses.targets import batch_sides, pair_targets
 from jcmr.serve import knowledge
@@ -418,7 +418,11 @@ def test_a_retriever_must_be_a_run(tmp_path):
         knowledge.Retriever(tmp_path, 8, parallel.make_mesh())
 
 
-def test_accuracies_before_and_after_a_swap():
+class Words:
+    answers = ("a", "b", "c", "d", "e")
+
+
+def test_accuracies_before_and_after_a_swap(tmp_path):
     """A reader that repeats the caption it is given, against counts by hand."""
     rng = np.random.default_rng(0)
     num, v = 23, 5
@@ -468,6 +472,16 @@ def test_accuracies_before_and_after_a_swap():
     assert found["swap/same_logits"] == 1 and found["swap/recompilations"] == 0
     assert found["facts/no_retrieval/accuracy"] == pytest.approx((truth[0] == 0)[facts].mean())
     assert "seen/stale/accuracy" not in found and "facts/stability" not in found
+    alone = vqa.make_evaluator(
+        task, split, None, v, {"batch_size": 8}, lambda b: b, parallel.make_mesh()
+    )({})
+    assert alone.metrics["facts/accuracy"] == pytest.approx(right[0, facts].mean())
+    assert not any("swap" in name or "old" in name for name in alone.metrics)
+    split = split._replace(texts=["what is it"] * num)
+    report_answers.draw(tmp_path, [], Words(), split, alone)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "accuracy.png", "answers.png", "curves.png",
+    }  # fmt: skip
     with pytest.raises(ValueError, match="no option 'tile' for questions"):
         vqa.read_options({"tile": 3})
 
