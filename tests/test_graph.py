@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jcmr.core import parallel
-from jcmr.ops import graph
+from jcmr.ops import graph, propagation
 
 WORDS = 30
 CLOSE = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -62,7 +62,7 @@ def test_layouts_are_equal_in_value_and_gradient(laplacian):
     up = signal(5, WORDS, 2, 3)
 
     def run(operator):
-        total = lambda x: jnp.vdot(graph.chebyshev(operator, x, 5), up)
+        total = lambda x: jnp.vdot(propagation.chebyshev(operator, x, 5), up)
         return jax.jit(jax.value_and_grad(total))(x)
 
     jax.tree.map(CLOSE, run(laplacian), run(graph.to_dense(laplacian, WORDS)))
@@ -72,7 +72,7 @@ def test_chebyshev_is_the_polynomial_for_every_order(laplacian):
     matrix = np.asarray(graph.to_dense(laplacian, WORDS), np.float64)
     values, basis = np.linalg.eigh(matrix)
     x = signal(WORDS, 1)
-    taps = jax.jit(lambda x: graph.chebyshev(laplacian, x, 7))(x)
+    taps = jax.jit(lambda x: propagation.chebyshev(laplacian, x, 7))(x)
     for order, tap in enumerate(taps):
         polynomial = np.cos(order * np.arccos(np.clip(values, -1, 1)))
         CLOSE(tap, basis * polynomial @ basis.T @ x, atol=1e-5)
@@ -80,7 +80,7 @@ def test_chebyshev_is_the_polynomial_for_every_order(laplacian):
 
 def test_kipf_by_jraph_is_its_formula(words, laplacian):
     x = signal(WORDS, 2, 2)
-    CLOSE(graph.kipf(words, x, self_edges=False), -graph.propagate(laplacian, x))
+    CLOSE(graph.kipf(words, x, self_edges=False), -propagation.propagate(laplacian, x))
     adjacency = np.asarray(graph.to_dense(words, WORDS)) + np.eye(WORDS)
     scale = 1 / np.sqrt(adjacency.sum(1))
     CLOSE(graph.kipf(words, x).reshape(WORDS, -1),
@@ -102,11 +102,11 @@ def test_graphs_of_documents(words):
     assert len(batched.edges) & (len(batched.edges) - 1) == 0
     x = signal(total, 2)
     x[15:] = np.nan
-    found = jax.jit(lambda x: graph.chebyshev(batched, x, 4))(x)
+    found = jax.jit(lambda x: propagation.chebyshev(batched, x, 4))(x)
     start = 0
     for some, part in zip(chosen, parts):
         rows = slice(start, start + len(some))
-        CLOSE(found[:, rows], graph.chebyshev(part, x[rows], 4))
+        CLOSE(found[:, rows], propagation.chebyshev(part, x[rows], 4))
         start += len(some)
 
 
@@ -119,7 +119,7 @@ def test_graphs_of_documents_are_vmapped_and_sharded(words):
     ]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches)
     x = signal(mesh.size, graph.num_vertices(batches[0]), 2)
-    run = lambda g, x: jnp.sum(graph.chebyshev(g, x, 3) ** 2)
+    run = lambda g, x: jnp.sum(propagation.chebyshev(g, x, 3) ** 2)
     grads = jax.vmap(jax.grad(run, 1))
     spec = PartitionSpec(parallel.AXIS)
     sharded = jax.jit(jax.shard_map(grads, mesh=mesh, in_specs=(spec, spec), out_specs=spec))

@@ -1,20 +1,18 @@
-"""Graphs of words, `jraph.GraphsTuple`s, and propagation along edges; the only jraph import.
+"""Graphs of words, `jraph.GraphsTuple`s; the only jraph import. `ops.propagation` is along edges.
 
 One graph over the vocabulary is shared by all documents and never replicated; a document is a
 signal on its vertices. jraph is archived upstream: only what works on today's JAX is used here
-(GraphsTuple, batch_np, pad_with_graphs, segment_sum, GraphConvolution).
+(GraphsTuple, batch_np, pad_with_graphs, GraphConvolution).
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
 import scipy.sparse
 
-from jcmr.core.dtypes import HIGHEST
 from jcmr.core.types import Array
 
 if TYPE_CHECKING:
@@ -141,56 +139,6 @@ def to_dense(graph: Graph, num_nodes: int) -> Array:
     """The matrix [v, v] with the weight of the edge from u to w at [w, u]."""
     empty = jnp.zeros((num_nodes, num_nodes), graph.edges.dtype)
     return empty.at[graph.receivers, graph.senders].add(graph.edges)
-
-
-@jax.custom_vjp
-def symmetric_sum(graph: Graph, x: Array) -> Array:
-    """Sum over incoming edges of weight * sender's row, [v, n] -> [v, n].
-
-    For graphs whose edges come in both directions with one weight: the matrix is symmetric, so the
-    gradient of x is the same sum again, over sorted segments too. Weights get no gradient.
-    """
-    weighted = graph.edges.astype(x.dtype)[:, None] * x[graph.senders]
-    return jraph.segment_sum(weighted, graph.receivers, len(x), indices_are_sorted=True)
-
-
-def _forward(graph: Graph, x: Array):
-    return symmetric_sum(graph, x), graph
-
-
-def _backward(graph: Graph, cotangent: Array):
-    return None, symmetric_sum(graph, cotangent)
-
-
-symmetric_sum.defvjp(_forward, _backward)
-
-
-def propagate(operator: Graph | Array, x: Array) -> Array:
-    """Applies a symmetric operator to a signal x [v, ...].
-
-    Args:
-      operator: a graph (for large sparse vocabularies, and on CPU) or a matrix [v, v] (for small
-        ones, and on TPU); equal in result.
-      x: any trailing axes.
-    """
-    flat = x.reshape(len(x), -1)
-    if isinstance(operator, Graph):
-        return symmetric_sum(operator, flat).reshape(x.shape)
-    return jnp.matmul(operator.astype(x.dtype), flat, precision=HIGHEST).reshape(x.shape)
-
-
-def chebyshev(operator: Graph | Array, x: Array, num_taps: int) -> Array:
-    """T_0 x, ..., T_{k-1} x of the scaled Laplacian, [k, v, ...], for every k >= 1.
-
-    T_0 = x, T_1 = Lx, T_k = 2 L T_{k-1} - T_{k-2}. The official code of SCKR computes 2 L T_1 - T_0
-    for every k > 2; up to its own three taps that is the same.
-    """
-    taps = [x]
-    if num_taps > 1:
-        taps.append(propagate(operator, x))
-    while len(taps) < num_taps:
-        taps.append(2 * propagate(operator, taps[-1]) - taps[-2])
-    return jnp.stack(taps)
 
 
 def kipf(graph: Graph, x: Array, self_edges: bool = True) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jcmr.core.dtypes import HIGHEST
 from jcmr.core.types import Array
-from jcmr.ops import graph
+from jcmr.ops import graph, propagation
 
 
 class GraphConv(nn.Module):
@@ -61,7 +61,7 @@ def taps_of(operator: Any, signal: Array, num_taps: int, kind: str) -> Array:
     """What a convolution mixes, [k, v, ...] of a signal [v, ...]."""
     if kind == "kipf":
         return graph.kipf(operator, signal)[None]
-    return graph.chebyshev(operator, signal, num_taps)
+    return propagation.chebyshev(operator, signal, num_taps)
 
 
 class GraphText(nn.Module):
