@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from benchmarks.pcme_loss import OFFICIAL, PARAMETERS
 from benchmarks.timing import Case, Scale, baseline
 from jcmr.core import parallel
-from jcmr.core.types import same_id
+from jcmr.core.types import Variables, same_id
 from jcmr.core.work import count_work
 from jcmr.eval.counting import count_sweep
 from jcmr.eval.tiles import Galleries, make_side
@@ -58,7 +58,7 @@ def cases(scale: Scale) -> Iterator[Case]:
             for z, keys in ((x, relation.rows), (y, relation.columns))
         ]
         score = matching_prob if how == "matching_prob" else matmul
-        weights = dict(zip(("shift", "scale"), map(jnp.asarray, PARAMETERS)))
+        weights: Variables = dict(zip(("shift", "scale"), map(jnp.asarray, PARAMETERS)))
         galleries = Galleries(score, weights, first, second, {"own": relation.match}, mesh)
 
         def ours(galleries=galleries):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcmr.core.work import bytes_of, count_work
+from jcmr.core.work import bytes_of, count_work, product_peak
 
 Scale = Literal["dry", "cpu", "gpu"]
 """Sizes: "dry" runs in no time and is not timed, "cpu" and "gpu" (also TPU) are."""
@@ -128,26 +128,18 @@ def largest_difference(ours: Any, theirs: Any) -> float:
 
 
 @functools.cache
-def peaks(dtype: str, clock: str = "wall") -> tuple[float, float]:
-    """(FLOP/s of a large matrix product, byte/s of a large copy) that one device reaches here."""
-    small = jax.default_backend() == "cpu"
-    n, words = (1024, 1 << 24) if small else (8192, 1 << 28)
-    x = jnp.ones((n, n), dtype)
-    # The precision of the library's own products; by default f32 is rounded on accelerators.
-    product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
-    copied = jnp.ones(words, jnp.float32)
+def copy_peak(clock: str) -> float:
+    """byte/s that one device reaches here in a large copy, the best of some."""
+    x = jnp.ones(1 << (24 if jax.default_backend() == "cpu" else 28), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    best = {}
-    for name, run in (("product", lambda: product(x)), ("copy", lambda: copy(copied))):
-        wait(run())
-        best[name] = min(seconds(run, clock) for _ in range(5))
-    return 2.0 * n**3 / best["product"], 8.0 * words / best["copy"]
+    wait(copy(x))
+    return 2 * x.nbytes / min(seconds(lambda: copy(x), clock) for _ in range(5))
 
 
 def floor_seconds(case: Case, clock: str) -> float:
     """What the products or the bytes take at least, whichever is longer."""
-    flops, bandwidth = peaks(case.dtype, clock)
-    return max(case.flops / flops, case.bytes / bandwidth)
+    products = case.flops / product_peak(case.dtype, CLOCKS[clock])
+    return max(products, case.bytes / copy_peak(clock))
 
 
 def spread(values: Sequence[float]) -> list[float]:

@@ -46,6 +46,8 @@ Config = Any
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/x.py:smoke.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of config> if unset.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+TRY_AGAIN = 75
+"""Exit status of a run that was interrupted and can go on (EX_TEMPFAIL), to be started again."""
 
 
 def build(config: Config) -> tuple[Source, Task]:
@@ -81,7 +83,7 @@ def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:
         def make(params: Any, settings=settings, num_steps=num_steps):
             return optim.make_optimizer(settings, num_steps, params, steps_per_epoch)
 
-        stages.append(loop.Stage(name, start, start + num_steps, make))
+        stages.append(loop.Stage(name, start, start + num_steps, make, settings.frozen))
         start += num_steps
     return stages
 
@@ -230,7 +232,8 @@ def run_train(config: Config, workdir: Path) -> None:
     state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
     if position:
         logging.info("resuming %s at step %d", workdir, int(state.step))
-    write_json(workdir / "config.json", described)
+    files = parallel.own_folder(workdir)
+    write_json(files / "config.json", described)
     batches = loader.prefetch(
         reader, lambda batch: parallel.put_batch(batch, mesh, config.parallel)
     )
@@ -242,7 +245,7 @@ def run_train(config: Config, workdir: Path) -> None:
         config.train.checkpoint_steps,
     )
     evaluate = make_evaluate(task, split_list(source.retrieval("dev")), config, mesh)
-    log = RunLog(workdir, resumed_at=int(state.step))
+    log = RunLog(files, resumed_at=int(state.step))
     try:
         loop.train(
             task,
@@ -258,6 +261,7 @@ def run_train(config: Config, workdir: Path) -> None:
             intervals,
             config.train.batch_size,
             config.parallel,
+            config.train.get("accumulate", 1),
         )
     finally:
         batches.close()
@@ -339,13 +343,14 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     With config.eval.ensemble, the mean of its scores and those of other runs: ensemble.json.
     """
     mesh = parallel.make_mesh()
+    files = parallel.own_folder(workdir)
     variables, step = restore_variables(config, workdir, source, task, mesh)
     splits = split_list(source.retrieval("test"))
     first, occlusion = splits[0], None
     if config.eval.get("ensemble"):
         together, members = restore_members(config, variables, task, source, mesh)
         found, _ = make_evaluate(together, splits, config, mesh)(members)
-        path = workdir / "ensemble.json"
+        path = files / "ensemble.json"
         names = [str(workdir), *config.eval.ensemble]
         write_json(path, {"members": names, **found})
         print(f"\nMean scores of {', '.join(names)} on {first.name}, {path}\n")
@@ -358,9 +363,9 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
             task, variables, first.extras["occluded"], size, prepare, mesh
         )
         metrics[f"{first.name}/image/uncertainty_vs_occlusion"] = occlusion.correlation
-    write_json(workdir / "results.json", {"step": step, **metrics})
+    write_json(files / "results.json", {"step": step, **metrics})
     records = read_records(workdir / "metrics.jsonl")
-    folder = workdir / "report"
+    folder = files / "report"
     if "class_names" in first.extras:
         report_objects.draw(folder, records, splits, results)
     else:
@@ -402,6 +407,7 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     began = time.monotonic()
     try:
+        parallel.join_processes()
         if MODE.value == "train":
             run_train(config, workdir)
         else:
@@ -409,7 +415,7 @@ def main(argv: list[str]) -> None:
             run_eval(config, workdir, source, task)
     except loop.Interrupted as stop:
         print(f"{stop} Resume with the same command:\n  python -m jcmr.launch {shell_line()}")
-        return
+        sys.exit(TRY_AGAIN)
     except loop.Diverged as error:
         sys.exit(str(error))
     except (ValueError, OSError) as error:

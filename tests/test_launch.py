@@ -119,7 +119,7 @@ def test_sigterm_saves_and_says_how_to_resume(cache, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+    assert process.returncode == 75
     assert "the state is saved" in said
     assert f"python -m jcmr.launch --config={SCENES} --workdir={tmp_path}" in said
 

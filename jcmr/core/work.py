@@ -5,11 +5,14 @@ body as often as it says, so that recurrent nets, blocks of rows and remembered 
 are all counted as they run.
 """
 
+import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jcmr.core.types import Array
 
@@ -97,3 +100,33 @@ def bytes_of(tree: Any) -> int:
         return math.prod(x.shape) * x.dtype.itemsize
 
     return sum(one(x) for x in jax.tree.leaves(tree))
+
+
+@functools.cache
+def product_peak(dtype: str, now: Callable[[], float] = time.perf_counter) -> float:
+    """FLOP/s that one device reaches here in a large matrix product, the best of some.
+
+    Args:
+      dtype: of the factors; "float32" is not rounded.
+      now: the clock, in seconds.
+    """
+    size = 512 if jax.default_backend() == "cpu" else 8192
+    x = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
+    jax.block_until_ready(product(x))
+    best = math.inf
+    for _ in range(5):
+        began = now()
+        jax.block_until_ready(product(x))
+        best = min(best, now() - began)
+    return 2.0 * size**3 / best
+
+
+def utilization(flops: float, seconds: float) -> float:
+    """Model FLOPs utilization of a device: `flops` of it in `seconds`, as a share of the peak.
+
+    The peak is measured, not read from a data sheet: in bfloat16 on accelerators, whatever the
+    program computes in, and in float32 on a CPU.
+    """
+    peak = product_peak("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return flops / seconds / peak
