@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.core.weights import load_weights
-from jcmr.data import augment, loader, word_graph
+from jcmr.data import augment, loader, resident, word_graph
 from jcmr.data.glove import load_glove
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.records import take
@@ -92,8 +93,13 @@ def make_reader(config: Config, source: Source) -> loader.Loader:
     """The training batches of this host, in memory."""
     options = pick(LoaderOptions, config.data)
     drop = make_token_dropping(options.token_drop_rate) if options.token_drop_rate else None
+    if options.resident and drop:
+        raise ValueError(
+            "config.data.token_drop_rate drops words on the host, where a resident data set is not "
+            "seen again; set it to 0, or config.data.resident to False."
+        )
     return loader.make_loader(
-        source.train,
+        resident.Rows(len(source.train)) if options.resident else source.train,
         config.train.batch_size,
         config.seed,
         workers=options.workers,
@@ -234,9 +240,11 @@ def run_train(config: Config, workdir: Path) -> None:
         logging.info("resuming %s at step %d", workdir, int(state.step))
     files = parallel.own_folder(workdir)
     write_json(files / "config.json", described)
-    batches = loader.prefetch(
-        reader, lambda batch: parallel.put_batch(batch, mesh, config.parallel)
-    )
+    if pick(LoaderOptions, config.data).resident:
+        put = resident.make_put(source.train, mesh, config.parallel)
+    else:
+        put = partial(parallel.put_batch, mesh=mesh, how=config.parallel)
+    batches = loader.prefetch(reader, put)
     if position:
         batches.set_state(position)
     intervals = loop.Intervals(

@@ -36,7 +36,14 @@ def make_put(records: RandomAccess, mesh: Mesh, how: str) -> Callable[[Batch], B
     """Places all `records` on every device of `mesh` and builds `put(batch of Rows) -> batch`.
 
     `put` gives what `parallel.put_batch` gives for the same examples.
+
+    Raises:
+      ValueError: the run has several processes.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "config.data.resident keeps the data of one process; set it to False for several."
+        )
     starts = range(0, len(records), READ_AT_ONCE)
     read = [take(records, np.arange(s, min(s + READ_AT_ONCE, len(records)))) for s in starts]
     columns = {name: np.concatenate([part[name] for part in read]) for name in read[0]}

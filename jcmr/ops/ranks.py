@@ -42,6 +42,8 @@ def ordered_hits(scores: Array, positive: Array, depth: int) -> Array:
       positive: bool [n, m], matches.
       depth: at most m. Far below m this costs a fraction of a sort.
     """
+    if depth == scores.shape[1]:  # one sort of both: misses come first among equal scores
+        return lax.sort((-scores, positive), num_keys=2)[1]
     top, index = lax.top_k(scores, depth)
     hits = jnp.take_along_axis(positive, index, axis=1)
     below, hits = lax.sort((-top, hits), num_keys=2)
