@@ -8,19 +8,17 @@ is the one to believe.
 """
 
 import argparse
+import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import faiss
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
-from benchmarks import record
-from benchmarks.baselines import index as baseline
+from benchmarks import record, timing
 from jcmr.core import parallel
 from jcmr.index import exact
 
@@ -28,6 +26,8 @@ K = 10
 BAR = 1.0
 TOLERANCE = 1e-5
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+SIZES = {"dry": (2000, 32, 8), "cpu": (100_000, 256, 1000), "gpu": (1_000_000, 512, 1000)}
+"""(rows, dimensions, queries) in the suite."""
 
 
 def unit_rows(n: int, d: int, seed: int) -> np.ndarray:
@@ -50,6 +50,30 @@ def compare(rows: np.ndarray, queries: np.ndarray, ours: Any, theirs: Any) -> fl
     difference = max(difference, float(np.abs(scored - theirs[0]).max()))
     assert difference < TOLERANCE, f"rows have other scores, by {difference}"
     return difference
+
+
+def cases(scale: timing.Scale) -> Iterator[timing.Case]:
+    """One size, for the suite."""
+    num, dimension, num_queries = SIZES[scale]
+    rows, queries = unit_rows(num, dimension, seed=0), unit_rows(num_queries, dimension, seed=1)
+    search = exact.make_search(rows)
+    case = timing.Case(
+        f"exact search, best {K}",
+        f"{num} x {dimension}, {num_queries} queries",
+        lambda: search(queries, K),
+        flops=2.0 * num * dimension * num_queries,
+        bytes=float(rows.nbytes + queries.nbytes),
+        compare=lambda ours, theirs: compare(rows, queries, ours, theirs),
+        tolerance=TOLERANCE,
+    )
+    others: dict[str, Search] = {}
+    if scale != "gpu" and (theirs := timing.baseline("index")):
+        others["matmul and topk in torch"] = theirs.make_torch(rows)
+        if importlib.util.find_spec("faiss"):
+            others["FAISS IndexFlatIP"] = theirs.make_faiss(rows)
+    case.baselines = {name: lambda run=run: run(queries, K) for name, run in others.items()}
+    case.bars = dict.fromkeys(others, BAR)
+    yield case
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, float]:
@@ -134,6 +158,11 @@ def line(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures each size with each number of queries, prints a line each and records them."""
+    import faiss
+    import torch
+
+    from benchmarks.baselines import index as baseline
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="100000x256,1000000x512")
     parser.add_argument("--queries", default="1,32,1000")

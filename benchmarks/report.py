@@ -1,4 +1,4 @@
-"""Writes BENCHMARKS.md from results/*.jsonl alone: python -m benchmarks.report."""
+"""Writes BENCHMARKS.md and its pictures from results/*.jsonl: python -m benchmarks.report."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -136,51 +136,113 @@ def quality_section(experiment: str, records: Sequence[Mapping[str, Any]]) -> st
     return f"### {title}\n\n{body}\n\n{provenance(list(newest.values()))}"
 
 
-def graph_section(records: Sequence[Mapping[str, Any]]) -> str:
-    """Time and bytes of propagation, the newest record of each case and layout."""
-    title = (
-        "### Chebyshev propagation over a vocabulary, value and gradient; the graph pattern loss"
-    )
-    newest = {(r["case"], r["layout"]): r for r in records}
-    if not newest:
-        return f"{title}\n\nNot measured yet."
-    rows = [
-        [
-            case,
-            layout,
-            f"{r['median_ms']:.1f}" if "median_ms" in r else "-",
-            f"{r['graph_bytes'] / 1e6:.1f}" if "graph_bytes" in r else "-",
-            f"{r['temp_bytes'] / 1e6:.1f}",
-        ]
-        for (case, layout), r in newest.items()
+SUITES = {
+    "cpu": "Speed on CPU",
+    "gpu": "Speed on GPU",
+    "tpu": "Speed on TPU",
+}
+HEADER = (
+    "operation",
+    "size",
+    "ours, ms",
+    "compared with",
+    "times its speed",
+    "bar",
+    "GFLOP",
+    "MB",
+    "of the floor's speed",
+    "temporary MB",
+    "difference",
+    "more",
+)
+
+
+def number(value: float | None, scale: float = 1.0) -> str:
+    """Three digits, or a dash."""
+    return "-" if value is None or not value else f"{value / scale:.3g}"
+
+
+def speed_rows(r: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each baseline of a record, one where there is none."""
+    measured = r["measured"]
+    middle, least, most = r["seconds"]["ours"] if measured else (0.0, 0.0, 0.0)
+    more = [f"{value:.3g} {name}" for name, value in r["notes"].items()]
+    if "examples_per_second" in r:
+        more.append(f"{r['examples_per_second']:.3g} examples/s")
+    ours = f"{1e3 * middle:.3g} ({1e3 * least:.3g} to {1e3 * most:.3g})"
+    head = [r["operation"], r["size"], ours if measured else "not measured"]
+    tail = [
+        number(r["flops"], 1e9),
+        number(r["bytes"], 1e6),
+        f"{100 * r['of_floor']:.0f} %" if "of_floor" in r else "-",
+        number(r["temp_bytes"], 1e6),
     ]
-    body = table(["case", "layout", "median ms", "graph MB", "temporaries MB"], rows)
-    return f"{title}\n\n{body}\n\n{provenance(list(newest.values()))}"
+    rows = []
+    for name in r["differences"] or {"": 0.0}:
+        ratio = "-"
+        if measured and name:
+            middle, least, most = r["ratios"][name]
+            ratio = f"{middle:.3g} ({least:.3g} to {most:.3g})"
+        bar = f"{r['bars'][name]:g}" if name in r["bars"] else "-"
+        difference = f"{r['differences'][name]:.1e}" if name else "-"
+        rows.append([*head, name or "-", ratio, bar, *tail, difference, ", ".join(more) or "-"])
+        head, tail, more = ["", "", ""], [""] * len(tail), []
+    return rows
 
 
-def scoring_section(records: Sequence[Mapping[str, Any]]) -> str:
-    """The newest measurement of scoring with each number of steps."""
-    title = "### Full IMRAM against a caption loop in torch: 14 words, 36 regions, d = 1024"
+def newest_of(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The newest record of each operation and size; what was measured beats what was not."""
+    newest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for r in sorted(records, key=lambda r: r["measured"]):
+        newest[r["operation"], r["size"]] = r
+    return list(newest.values())
+
+
+def speed_section(suite: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a suite, and its picture where something was measured."""
+    title = f"## {SUITES[suite]}"
     if not records:
-        return f"{title}\n\nNot measured yet."
-    newest = {r["steps"]: r for r in records}
+        return f"{title}\n\nNot measured: `python -m benchmarks --suite={suite}` on such a device."
+    newest = newest_of(records)
+    body = table(HEADER, [row for r in newest for row in speed_rows(r)])
+    parts = [title, body, provenance(newest)]
+    clocks = {r["clock"] for r in newest if r["measured"]}
+    if "cpu" in clocks:
+        parts.append("Times are CPU time of the process: the machine was shared.")
+    if clocks and draw_ratios(suite, newest):
+        parts.append(f"![Times the speed of each baseline](docs/speed_{suite}.png)")
+    return "\n\n".join(parts)
+
+
+def draw_ratios(suite: str, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Draws docs/speed_<suite>.png: ratios with their spread on a log scale, bars as ticks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     rows = [
-        [
-            str(steps),
-            f"{r['baseline_ms_per_pair']:.2f}",
-            f"{r['ms_per_pair']:.3f}",
-            f"{r['ratio']:.1f} ({r['ratio_min']:.1f} to {r['ratio_max']:.1f})",
-            f"{r['baseline_mflop_per_pair']:.1f}",
-            f"{r['mflop_per_pair']:.2f}",
-            f"{r['xla_bytes_per_pair'] / 1e6:.2f}",
-            f"{r['temp_bytes'] / 1e6:.0f}",
-            f"{r['prepare_ms_per_item']:.2f}",
-        ]
-        for steps, r in sorted(newest.items())
-    ]
-    header = ["K", "loop, ms a pair", "ours, ms a pair", "ratio", "loop, MFLOP", "ours, MFLOP"]
-    header += ["ours, MB a pair", "temporary MB", "once per item, ms"]
-    return f"{title}\n\n{table(header, rows)}\n\n{provenance(list(newest.values()))}"
+        (f"{r['operation']}, {r['size']} / {name}", *ratio, r["bars"].get(name))
+        for r in records
+        if r["measured"]
+        for name, ratio in r["ratios"].items()
+    ][::-1]
+    if not rows:
+        return False
+    figure, axes = plt.subplots(figsize=(11, 1.2 + 0.28 * len(rows)))
+    for place, (_, middle, least, most, bar) in enumerate(rows):
+        axes.barh(place, middle, color="#4878a8" if middle >= (bar or 0) else "#c44e52", height=0.6)
+        axes.plot([least, most], [place, place], color="black", linewidth=1)
+        if bar:
+            axes.plot([bar, bar], [place - 0.42, place + 0.42], color="black", linewidth=2.5)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=7)
+    axes.set_xscale("log")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("times the speed of the baseline; thick tick: what is asked for")
+    figure.tight_layout()
+    figure.savefig(OUT.parent / "docs" / f"speed_{suite}.png", dpi=130)
+    plt.close(figure)
+    return True
 
 
 def index_section(records: Sequence[Mapping[str, Any]]) -> str:
@@ -224,15 +286,15 @@ def main() -> None:
     page = [
         "# Benchmarks",
         "Written by `python -m benchmarks.report` from `benchmarks/results/*.jsonl`; nothing here "
-        "is typed by hand. ± is the standard deviation over seeds.",
+        "is typed by hand. ± is the standard deviation over seeds. In the tables of speed, times "
+        "are medians (least to most) of rounds in turns with what is compared; GFLOP counts "
+        "products, MB what must be read and written; the floor is what these take at the speed "
+        "that the same device reaches for a large product and a large copy.",
         "## Retrieval quality",
         *sections,
-        "## Graphs",
-        graph_section(record.read("graph")),
-        "## Scoring",
-        scoring_section(record.read("imram_scoring")),
         "## Search",
         index_section(record.read("index")),
+        *(speed_section(suite, record.read(suite)) for suite in SUITES),
     ]
     OUT.write_text("\n\n".join(page) + "\n")
     print(f"wrote {OUT}")

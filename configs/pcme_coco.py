@@ -34,6 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.flip = True
     config.data.erasing_rate = 0.2
     config.data.token_drop_rate = 0.1
+    config.data.resident = False  # True: 24 GB on every device, and no words dropped
 
     config.model = ConfigDict()
     config.model.image = "resnet152"
@@ -49,6 +50,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.uniform_weight = 0.0
     config.model.parity = False
     config.model.dtype = "bfloat16"
+    # For batches that do not fit: rows of the loss at a time, images in the towers at a time, and
+    # blocks of the ResNet computed again for the gradient.
+    config.model.chunk = 0
+    config.model.tower_chunk = 0
+    config.model.remat = False
 
     first = ConfigDict()
     first.name = "heads"
@@ -71,6 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 128
+    config.train.accumulate = 1  # parts of a batch; items are compared within a part
     config.train.stages = (first, second)
     config.train.init_from = ""
     config.train.glove = ""

@@ -26,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.crop_size = 48
     config.data.random_resized_crop = False
     config.data.flip = True
+    config.data.resident = False  # True: the training set lies on the device
 
     config.model = ConfigDict()
     config.model.image = "compact"

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
-from jcmr.data import augment, loader
+from jcmr.data import augment, loader, resident
 from jcmr.data.options import LoaderOptions, pick
 from jcmr.data.text import make_token_dropping
 from jcmr.eval import (
@@ -53,6 +53,9 @@ from jcmr.train.logging import RunLog, clock, read_records, write_json
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/x.py:smoke.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of config> if unset.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "export"], "What to do.")
+INTERRUPTED = "JCMR_INTERRUPTED_STATUS"
+"""Environment variable: exit status of a run that was asked to stop and has saved, 0 by default.
+The scripts in launch/ set it to tell such a run from one that has ended."""
 
 
 def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:
@@ -66,7 +69,7 @@ def plan(config: Config, steps_per_epoch: int) -> list[loop.Stage]:
         def make(params: Any, settings=settings, num_steps=num_steps):
             return optim.make_optimizer(settings, num_steps, params, steps_per_epoch)
 
-        stages.append(loop.Stage(name, start, start + num_steps, make))
+        stages.append(loop.Stage(name, start, start + num_steps, make, settings.frozen))
         start += num_steps
     return stages
 
@@ -75,8 +78,13 @@ def make_reader(config: Config, source: Source) -> loader.Loader:
     """The training batches of this host, in memory."""
     options = pick(LoaderOptions, config.data)
     drop = make_token_dropping(options.token_drop_rate) if options.token_drop_rate else None
+    if options.resident and drop:
+        raise ValueError(
+            "config.data.token_drop_rate drops words on the host, where a resident data set is not "
+            "seen again; set it to 0, or config.data.resident to False."
+        )
     return loader.make_loader(
-        source.train,
+        resident.Rows(len(source.train)) if options.resident else source.train,
         config.train.batch_size,
         config.seed,
         workers=options.workers,
@@ -171,10 +179,13 @@ def run_train(config: Config, workdir: Path) -> None:
     state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)
     if position:
         logging.info("resuming %s at step %d", workdir, int(state.step))
-    write_description(workdir, described, source)
-    batches = loader.prefetch(
-        reader, lambda batch: parallel.put_batch(batch, mesh, config.parallel)
-    )
+    files = parallel.own_folder(workdir)
+    write_description(files, described, source)
+    if pick(LoaderOptions, config.data).resident:
+        put = resident.make_put(source.train, mesh, config.parallel)
+    else:
+        put = partial(parallel.put_batch, mesh=mesh, how=config.parallel)
+    batches = loader.prefetch(reader, put)
     if position:
         batches.set_state(position)
     intervals = loop.Intervals(
@@ -183,7 +194,7 @@ def run_train(config: Config, workdir: Path) -> None:
         config.train.checkpoint_steps,
     )
     evaluate = make_dev_evaluate(task, source, config, mesh)
-    log = RunLog(workdir, resumed_at=int(state.step))
+    log = RunLog(files, resumed_at=int(state.step))
     try:
         loop.train(
             task,
@@ -199,6 +210,7 @@ def run_train(config: Config, workdir: Path) -> None:
             intervals,
             config.train.batch_size,
             config.parallel,
+            config.train.get("accumulate", 1),
         )
     finally:
         batches.close()
@@ -232,6 +244,7 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     With config.eval.ensemble, the mean of its scores and those of other runs: ensemble.json.
     """
     mesh = parallel.make_mesh()
+    files = parallel.own_folder(workdir)
     if not hasattr(source, "look_up"):
         source = with_captions(config, workdir, source, mesh)
     variables, step = restore_variables(config, workdir, source, task, mesh)
@@ -243,7 +256,7 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     if config.eval.get("ensemble"):
         together, members = restore_members(config, variables, task, source, mesh)
         found, _ = make_evaluate(together, splits, config, mesh)(members)
-        path = workdir / "ensemble.json"
+        path = files / "ensemble.json"
         names = [str(workdir), *config.eval.ensemble]
         write_json(path, {"members": names, **found})
         print(f"\nMean scores of {', '.join(names)} on {first.name}, {path}\n")
@@ -256,9 +269,9 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
             task, variables, first.extras["occluded"], size, prepare, mesh
         )
         metrics[f"{first.name}/image/uncertainty_vs_occlusion"] = occlusion.correlation
-    write_json(workdir / "results.json", {"step": step, **metrics})
+    write_json(files / "results.json", {"step": step, **metrics})
     records = read_records(workdir / "metrics.jsonl")
-    folder = workdir / "report"
+    folder = files / "report"
     if "class_names" in first.extras:
         report_objects.draw(folder, records, splits, results)
     else:
@@ -327,6 +340,7 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     began = time.monotonic()
     try:
+        parallel.join_processes()
         if MODE.value == "train":
             run_train(config, workdir)
         elif MODE.value == "export":
@@ -336,7 +350,7 @@ def main(argv: list[str]) -> None:
             run_eval(config, workdir, source, task)
     except loop.Interrupted as stop:
         print(f"{stop} Resume with the same command:\n  python -m jcmr.launch {shell_line()}")
-        return
+        sys.exit(int(os.environ.get(INTERRUPTED, "0")))
     except loop.Diverged as error:
         sys.exit(str(error))
     except (ValueError, OSError) as error:

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from jcmr.data import loader
+from jcmr.core import parallel
+from jcmr.data import loader, resident
 from jcmr.data.loader import Batches, make_loader, prefetch, shuffled
 from jcmr.data.records import Arrays, take
 
@@ -226,3 +227,18 @@ def test_leaving_the_program_is_silent_and_quick(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout == "(2,)\n" and done.stderr == "", done
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_resident_records_give_the_batches_that_are_sent(how):
+    mesh = parallel.make_mesh()
+    rng = np.random.default_rng(0)
+    records = Arrays({"image": rng.integers(0, 9, (40, 3, 3), np.uint8), "id": np.arange(40)})
+    sent = make_loader(records, 16, seed=3)
+    rows = make_loader(resident.Rows(len(records)), 16, seed=3)
+    put = resident.make_put(records, mesh, how)
+    for _ in range(3):
+        want, got = parallel.put_batch(next(sent), mesh, how), put(next(rows))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        assert got["image"].sharding == want["image"].sharding
+    assert rows.get_state() == sent.get_state()

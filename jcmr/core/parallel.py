@@ -6,18 +6,50 @@ otherwise arrive already summed), losses return sums and counts, and what leaves
 reduced with `psum` or `pmean`.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jcmr.core.types import Array, Batch
 
 AXIS = "data"
+PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SCHEDULERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+"""Variables of schedulers that JAX understands: processes of the run that this one belongs to."""
+
+
+def join_processes() -> None:
+    """Joins the other processes of a run, before anything asks for devices; alone it does nothing.
+
+    They are told by `PROCESS_VARIABLES` ("host:port", their number, the place of this one), or
+    found by JAX itself under Slurm, Open MPI, and on TPU pods.
+
+    Raises:
+      ValueError: some of the variables are set and others are not.
+    """
+    found = [os.environ.get(name, "") for name in PROCESS_VARIABLES]
+    if all(found):
+        address, number, place = found
+        jax.distributed.initialize(address, int(number), int(place))
+    elif any(found):
+        missing = [name for name, value in zip(PROCESS_VARIABLES, found) if not value]
+        raise ValueError(
+            f"To start several processes set {', '.join(PROCESS_VARIABLES)} in each; "
+            f"{', '.join(missing)} is missing."
+        )
+    elif any(int(os.environ.get(name) or 1) > 1 for name in SCHEDULERS) or (
+        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -47,14 +79,16 @@ def data_parallel(
         return step(state, batch, AXIS)
 
     if how == "pmap":
-        return jax.pmap(
-            body,
+        several = jax.process_count() > 1
+        mapped = jax.pmap(
+            between_raw(body) if several else body,
             axis_name=AXIS,
             in_axes=(None, 0),
             out_axes=None,  # pyright: ignore[reportArgumentType]
             devices=list(mesh.devices.flat),
             donate_argnums=donated,
         )
+        return between_processes(mapped, mesh) if several else mapped
     if how == "shard_map":
         mapped = jax.shard_map(
             body,
@@ -64,6 +98,60 @@ def data_parallel(
         )
         return jax.jit(mapped, donate_argnums=donated)
     raise ValueError(f"parallel is 'pmap' or 'shard_map', not {how!r}.")
+
+
+class RawKey(NamedTuple):
+    """A key as the numbers that it holds: pmap does not take keys from one process to another."""
+
+    data: Array
+
+
+def raw(tree: Any) -> Any:
+    """`tree` without typed keys."""
+
+    def one(x: Array) -> Any:
+        return RawKey(jax.random.key_data(x)) if is_key(x) else x
+
+    return jax.tree.map(one, tree)
+
+
+def typed(tree: Any) -> Any:
+    """Undoes `raw`."""
+
+    def one(x: Any) -> Any:
+        return jax.random.wrap_key_data(x.data) if isinstance(x, RawKey) else x
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, RawKey))
+
+
+def is_key(x: Array) -> bool:
+    """Whether x holds random keys."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def between_raw(body: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
+    """`body` without typed keys in its arguments and results."""
+    return lambda state, batch: raw(body(typed(state), batch))
+
+
+def between_processes(mapped: Callable[[Any, Batch], Any], mesh: Mesh) -> Callable[..., Any]:
+    """A pmapped function whose results are arrays of all processes, as those of `shard_map` are."""
+
+    def run(state: Any, batch: Batch) -> Any:
+        found = mapped(raw(state), batch)
+        return typed(multihost_utils.host_local_array_to_global_array(found, mesh, PartitionSpec()))
+
+    return run
+
+
+def whole_batch(batch: Batch, mesh: Mesh, how: str) -> Batch:
+    """The shapes of the global batch that `put_batch` placed, as a `shard_map`ped step takes it."""
+
+    def whole(x: Array) -> jax.ShapeDtypeStruct:
+        shape = (mesh.size * x.shape[1], *x.shape[2:]) if how == "pmap" else x.shape
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return jax.tree.map(whole, batch)
 
 
 def put_batch(batch: Batch, mesh: Mesh, how: str = "pmap") -> Batch:
@@ -81,16 +169,34 @@ def put_batch(batch: Batch, mesh: Mesh, how: str = "pmap") -> Batch:
                 f"A batch of {len(x)} cannot be split over {local} devices; choose "
                 f"config.train.batch_size as a multiple of the number of devices."
             )
-        if how == "pmap":
-            x = x.reshape(local, len(x) // local, *x.shape[1:])
+        if how == "pmap":  # whose arguments are those of this process
+            x = np.asarray(x).reshape(local, len(x) // local, *x.shape[1:])
+            return jax.device_put(x, NamedSharding(mesh.local_mesh, PartitionSpec(AXIS)))
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return jax.tree.map(put, batch)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Places `tree` on every device of `mesh`."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Places `tree` on every device of `mesh`; every process has the same one."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(x: Any) -> Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        if is_key(x):
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
+
+
+def own_folder(folder: Path) -> Path:
+    """Where this process writes what all of them know: `folder` for the first, else a new one."""
+    return folder if jax.process_index() == 0 else Path(tempfile.mkdtemp(prefix="jcmr-"))
 
 
 def varying(tree: Any, axis: str | None) -> Any:

@@ -35,6 +35,9 @@ class LoaderOptions(NamedTuple):
     """Names the file jcmr/data/sources/<source>.py."""
     workers: int = 0
     token_drop_rate: float = 0.0
+    resident: bool = False
+    """Keeps the whole training set on every device (`data.resident`); then words are not dropped
+    and there is one process."""
 
 
 SHARED = (*ImageOptions._fields, *ShapeOptions._fields, *LoaderOptions._fields)

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from jcmr.core import parallel
 from jcmr.core.progress import make_progress
 from jcmr.core.types import Array
 from jcmr.eval.tiles import Counts, Galleries, Side, Top, inside, make_top, pin
@@ -86,7 +87,7 @@ def start_top(galleries: Galleries, num_top: int) -> tuple[TopK, TopK]:
         start(galleries.rows, galleries.columns, dtype),
         start(galleries.columns, galleries.rows, dtype),
     )
-    return jax.device_put(made, NamedSharding(galleries.mesh, PartitionSpec()))
+    return parallel.replicate(made, galleries.mesh)
 
 
 def count_sweep(

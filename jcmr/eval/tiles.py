@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jcmr.core import parallel
 from jcmr.core.parallel import AXIS
 from jcmr.core.types import Array, Embedding, Variables
 from jcmr.ops.topk import TopK
@@ -75,7 +76,7 @@ def make_side(
         {name: cut(views) for name, views in groups.items()},
         {name: tiled(np.asarray(key), tile) for name, key in keys.items()},
     )
-    return Side(size, *jax.device_put(parts, NamedSharding(mesh, PartitionSpec())))
+    return Side(size, *parallel.replicate(parts, mesh))
 
 
 def pin(tree: Any, mesh: Mesh, *spec: str | None) -> Any:
@@ -156,7 +157,7 @@ class Galleries(NamedTuple):
     def per_item(self, relation: str, value: float, dtype: Any) -> tuple[Array, Array]:
         """A value for each row and each column in each view."""
         made = tuple(jnp.full(g.shape, value, dtype) for g in self.groups(relation))
-        return jax.device_put(made, NamedSharding(self.mesh, PartitionSpec()))
+        return parallel.replicate(made, self.mesh)
 
     def flat(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
         """Arrays [v, t, r] of rows and columns as numpy [v, n]."""

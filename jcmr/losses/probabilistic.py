@@ -33,8 +33,16 @@ def log_mean_sigmoids(logits: Array, axes: tuple[int, int]) -> tuple[Array, Arra
     (0.5, 0.5)
     """
     count = jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
-    log_p = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=axes) - count
-    return log_p, jax.nn.logsumexp(jax.nn.log_sigmoid(-logits), axis=axes) - count
+    # sigmoid(z) = exp(min(z, 0)) / (1 + exp(-|z|)): three exponentials serve both sums, and no
+    # logarithm is taken of anything but a sum.
+    share = 1 / (1 + jnp.exp(-jnp.abs(logits)))
+
+    def log_sum(z: Array) -> Array:
+        low = jnp.minimum(z, 0.0)
+        top = jnp.max(low, axis=axes, keepdims=True)
+        return jnp.log(jnp.sum(jnp.exp(low - top) * share, axis=axes)) + jnp.squeeze(top, axes)
+
+    return log_sum(logits) - count, log_sum(-logits) - count
 
 
 def _forward(logits: Array, axes: tuple[int, int]):
@@ -44,11 +52,13 @@ def _forward(logits: Array, axes: tuple[int, int]):
 
 def _backward(axes: tuple[int, int], saved, cotangents):
     logits, logs = saved
-    # The slope of a sigmoid, sigmoid(z) sigmoid(-z), over the number of logits, in log space.
-    log_slope = -jnp.abs(logits) - 2 * jax.nn.softplus(-jnp.abs(logits))
-    log_slope -= jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
+    # The slope of a sigmoid, exp(-|z|) / (1 + exp(-|z|))^2, over p and the number of logits is at
+    # most 1, although neither can be held alone.
+    far = -jnp.abs(logits)
+    share = 1 / (1 + jnp.exp(far))
+    far -= jnp.log(logits.shape[axes[0]] * logits.shape[axes[1]])
     (of_p, of_q), (p, q) = ([jnp.expand_dims(x, axes) for x in pair] for pair in (cotangents, logs))
-    return (of_p * jnp.exp(log_slope - p) - of_q * jnp.exp(log_slope - q),)
+    return ((of_p * jnp.exp(far - p) - of_q * jnp.exp(far - q)) * share * share,)
 
 
 log_mean_sigmoids.defvjp(_forward, _backward)

@@ -23,7 +23,7 @@ from jcmr.losses import probabilistic as losses
 from jcmr.losses.targets import Side, Targets, batch_sides, flat_captions, pair_targets
 from jcmr.models.encoders import gaussian_towers as towers
 from jcmr.models.encoders.gaussian_towers import Outputs
-from jcmr.ops.chunks import sum_over_chunks
+from jcmr.ops.chunks import map_over_chunks, sum_over_chunks
 from jcmr.ops.gaussian import csd, expected_likelihood, spherical_likelihood
 from jcmr.ops.mixing import mix_images
 
@@ -55,6 +55,10 @@ class Config(towers.TowerConfig):
     """Of PCME++'s second loss, in which a row's columns that score above its own are positives."""
     chunk: int = 0
     """Images whose losses with all captions are computed at a time, to save memory; 0 = all."""
+    tower_chunk: int = 0
+    """Images, with their captions, that go through the towers of a device at a time, to save
+    memory: the loss still compares the whole batch (`ops.chunks.map_over_chunks`), BatchNorm sees
+    that many. 0 = all."""
     mix_rate: float = 0.0
     """Share of images that are mixed with another one of the batch (PCME++)."""
     label_smoothing: float = 0.0
@@ -247,16 +251,25 @@ def embed_batch(
     if cfg.mix_rate:
         mixed, own_share = mix_images(batch["image"], mix_key, axis, cfg.mix_rate)
         batch = {**batch, "image": mixed}
-    image, mutables = model.apply(
-        variables,
-        batch,
-        train=True,
-        axis=axis,
-        keys=image_keys,
-        method="embed_image",
-        mutable=["batch_stats"],
-    )
-    caption: Any = model.apply(variables, text, text_keys, method="embed_text")
+
+    def embed(part: tuple[Batch, Array, Array, Array]) -> tuple[tuple[Outputs, Outputs], Any]:
+        batch, keys, text, text_keys = part
+        image, mutables = model.apply(
+            variables,
+            batch,
+            train=True,
+            axis=axis,
+            keys=keys,
+            method="embed_image",
+            mutable=["batch_stats"],
+        )
+        text, text_keys = text.reshape(-1, text.shape[-1]), text_keys.reshape(-1)
+        caption: Any = model.apply(variables, text, text_keys, method="embed_text")
+        return (image, caption), mutables
+
+    own_texts, own_keys = text.reshape(rows, -1, text.shape[-1]), text_keys.reshape(rows, -1)
+    parts = batch, image_keys, own_texts, own_keys
+    (image, caption), mutables = map_over_chunks(embed, parts, cfg.tower_chunk)
     return Embedded(
         draw(image, fold(image_keys, NOISE), cfg),
         draw(caption, fold(text_keys, NOISE), cfg),
@@ -347,17 +360,23 @@ def objective_terms(
             )
             terms["pseudo_positive"] = Term(total, count, cfg.pseudo_positive_weight)
     else:
-        for name, x, y, pairs in (
-            (
-                "image_to_text",
-                here.image,
-                everywhere.caption,
-                to_text(here.images, here.own_share),
-            ),
-            ("text_to_image", here.caption, everywhere.image, to_image(here.captions)),
-        ):
+
+        def rank(x: Gaussian, y: Gaussian, pairs: Targets) -> Array:
             scores = log_likelihood(x, y, cfg) if cfg.method == "likelihood" else cosine(x, y)
-            terms[name] = Term(losses.cross_entropy(scale * scores, pairs), len(x.mean), 0.5)
+            return losses.cross_entropy(scale * scores, pairs)
+
+        total = sum_over_chunks(
+            lambda rows: rank(rows[0], everywhere.caption, to_text(*rows[1:])),
+            (here.image, here.images, here.own_share),
+            cfg.chunk,
+        )
+        terms["image_to_text"] = Term(total, num_images, 0.5)
+        total = sum_over_chunks(
+            lambda rows: rank(rows[0], everywhere.image, to_image(rows[1])),
+            (here.caption, here.captions),
+            cfg.chunk,
+        )
+        terms["text_to_image"] = Term(total, num_captions, 0.5)
 
     if here.image_scale is not None and here.caption_scale is not None:
         for name, gaussian, log_scale, rows in (

@@ -1,4 +1,4 @@
-"""Sums over many rows in little memory."""
+"""Many rows in little memory: sums over them, and towers that see some of them at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,3 +38,34 @@ def sum_over_chunks(function: Callable[[Any], Any], rows: Any, chunk: int = 0) -
         return total
     rest = function(jax.tree.map(lambda x: x[whole:], rows))
     return jax.tree.map(lambda a, b: a + b, total, rest)
+
+
+def map_over_chunks(function: Callable[[Any], tuple[Any, Any]], rows: Any, chunk: int = 0) -> Any:
+    """`function(block) -> (rows, averages)` of blocks of `chunk` rows; 0 takes all at once.
+
+    Blocks are computed one after the other, and again for the gradient, so that the memory is that
+    of one block and of the results. With towers inside and a loss of all results outside, that is
+    GradCache (Gao et al., 2021, https://arxiv.org/abs/2101.06983): the negatives of a large batch
+    in the memory of a small one, for one more forward pass.
+
+    Args:
+      function: from some rows to (a pytree with as many rows for each, or a multiple of them; a
+        pytree of what is averaged over blocks, such as running statistics).
+      rows: a pytree whose leaves share their leading axis.
+      chunk: rows a block.
+
+    Raises:
+      ValueError: the blocks are not equal.
+    """
+    size = jax.tree.leaves(rows)[0].shape[0]
+    if chunk <= 0 or chunk >= size:
+        return function(rows)
+    if size % chunk:
+        raise ValueError(
+            f"The {size} examples of a device cannot be cut into blocks of {chunk}; choose "
+            f"config.model.tower_chunk as a divisor."
+        )
+    blocks = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), rows)
+    outputs, averages = lax.map(jax.checkpoint(function), blocks)
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+    return joined, jax.tree.map(lambda x: x.mean(0), averages)

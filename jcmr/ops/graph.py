@@ -212,7 +212,7 @@ def propagate(operator: Graph | Array, x: Array) -> Array:
     [[5.0], [1.0]]
     """
     flat = x.reshape(len(x), -1)
-    if isinstance(operator, Graph):
+    if hasattr(operator, "senders"):
         return symmetric_sum(operator, flat).reshape(x.shape)
     return jnp.matmul(operator.astype(x.dtype), flat, precision=HIGHEST).reshape(x.shape)
 

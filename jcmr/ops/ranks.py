@@ -52,6 +52,8 @@ def ordered_hits(scores: Array, positive: Array, depth: int) -> Array:
     >>> ordered_hits(jnp.array([[0.1, 0.9, 0.5]]), jnp.array([[True, False, True]]), 2).tolist()
     [[False, True]]
     """
+    if depth == scores.shape[1]:  # one sort of both: misses come first among equal scores
+        return lax.sort((-scores, positive), num_keys=2)[1]
     top, index = lax.top_k(scores, depth)
     hits = jnp.take_along_axis(positive, index, axis=1)
     below, hits = lax.sort((-top, hits), num_keys=2)

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,8 @@ from jax.sharding import Mesh
 
 from jcmr.core import parallel
 from jcmr.core.types import Batch, Task, Variables
+from jcmr.core.work import count_work, utilization
+from jcmr.train import optim
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import Progress, RunLog
 from jcmr.train.state import Augment, TrainState, init_state, make_train_step
@@ -28,6 +31,8 @@ class Stage(NamedTuple):
     start: int
     end: int
     make_optimizer: Callable[[Any], optax.GradientTransformation]
+    frozen: Sequence[str] = ()
+    """Patterns of parameters that it leaves alone."""
 
 
 class Batches(Protocol):
@@ -84,8 +89,15 @@ def start_or_resume(
 
 @contextlib.contextmanager
 def sigterm_flag() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGINT into a question that the loop asks after every step."""
+    """Turns SIGTERM and SIGINT into a question that the loop asks after every step.
+
+    Several processes must stop at the same step: then SIGTERM is left to JAX, which agrees on one
+    (`Checkpoints.reached_preemption`).
+    """
     received = []
+    if jax.process_count() > 1:
+        yield lambda: False
+        return
     handlers = {
         number: signal.signal(number, lambda *_: received.append(True))
         for number in (signal.SIGTERM, signal.SIGINT)
@@ -126,6 +138,7 @@ def train(
     intervals: Intervals,
     batch_size: int,
     how: str = "pmap",
+    accumulate: int = 1,
 ) -> TrainState:
     """Trains from `state` to the end of the last stage and returns the final state.
 
@@ -138,6 +151,7 @@ def train(
     """
     step, last = int(state.step), stages[-1].end
     progress = Progress(last, batch_size)
+    flops = 0.0
     window: list[Mapping[str, Any]] = []
 
     def flush() -> None:
@@ -147,8 +161,9 @@ def train(
         window.clear()
         check_finite(values, step, checkpoints.latest(), checkpoints.folder)
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-        logging.info("%s", progress.line(step, means))
-        log.write(step, "train", {**means, "examples_per_second": progress.rate})
+        mfu = utilization(flops, batch_size / progress.rate) if progress.rate else 0.0
+        logging.info("%s  %.1f %% MFU", progress.line(step, means), 100 * mfu)
+        log.write(step, "train", {**means, "examples_per_second": progress.rate, "mfu": mfu})
 
     def save(metrics: Mapping[str, float] | None = None) -> None:
         checkpoints.save(state, batches.get_state(), config, metrics)
@@ -165,10 +180,16 @@ def train(
                 logging.info("stage %s: steps %d to %d", stage.name, stage.start + 1, stage.end)
                 opt_state = parallel.replicate(optimizer.init(state.params), mesh)
                 state = state.replace(opt_state=opt_state)
-            run_step = parallel.data_parallel(make_train_step(task, optimizer, augment), mesh, how)
+            frozen = partial(optim.matches, patterns=stage.frozen)
+            body = make_train_step(task, optimizer, augment, frozen, accumulate)
+            run_step = parallel.data_parallel(body, mesh, how)
             first = True
             while step < stage.end:
                 batch = next(batches)
+                if first:
+                    traced = parallel.data_parallel(body, mesh, "shard_map")
+                    shapes = parallel.whole_batch(batch, mesh, how)
+                    flops = count_work(traced, state, shapes).flops
                 with jax.transfer_guard("disallow"):
                     state, values = run_step(state, batch)
                 step += 1

@@ -45,6 +45,8 @@ class TowerConfig:
     """Of words and regions."""
     dropout_rate: float = 0.0
     """Of what attention adds to the global feature."""
+    remat: bool = False
+    """Computes the blocks of a ResNet again for the gradient instead of keeping their insides."""
     dtype: str = "float32"
 
 
@@ -115,7 +117,7 @@ class ImageTower(nn.Module):
             x = CompactNet(dtype=dtype, name="backbone")(inputs["image"], train, axis)
         else:
             depth = int(cfg.image.removeprefix("resnet"))
-            net = resnet.ResNet(depth, dtype, name="backbone")
+            net = resnet.ResNet(depth, dtype, cfg.remat, name="backbone")
             x, _ = net(inputs["image"], train, axis)
         return ImageHead(cfg, name="head")(x.reshape(x.shape[0], -1, x.shape[-1]), keys)
 

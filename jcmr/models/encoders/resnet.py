@@ -84,6 +84,8 @@ class ResNet(nn.Module):
 
     depth: int
     dtype: Any = None
+    remat: bool = False
+    """Keeps the inputs of the blocks alone for the gradient and computes them again."""
 
     @nn.compact
     def __call__(
@@ -104,7 +106,9 @@ class ResNet(nn.Module):
         """
         if self.depth not in STAGES:
             raise ValueError(f"ResNet comes with {sorted(STAGES)} layers, not {self.depth}.")
-        block = BasicBlock if self.depth < 50 else Bottleneck
+        block: Any = BasicBlock if self.depth < 50 else Bottleneck
+        if self.remat:
+            block = nn.remat(block, static_argnums=(2, 3))
         x = conv(64, 7, 2, self.dtype, "conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train, axis))
         around: Any = ((1, 1), (1, 1))
