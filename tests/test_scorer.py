@@ -19,6 +19,7 @@ from jcmr.core.types import split_list
 from jcmr.data import augment
 from jcmr.eval.embed import embed
 from jcmr.eval.tiles import score_tile
+from jcmr.index import __main__ as index
 from jcmr.serve import runs
 from jcmr.serve.programs import buckets
 from tests.smoke_runs import CONFIGS, ROOT, make_run, one_device, smoke_config
@@ -368,3 +369,24 @@ def test_sizes_are_few():
     assert buckets(6, 4, 2) == (4, 8)
     assert buckets(1, 8, 2) == (8,)
     assert parallel.make_mesh(jax.devices()).size == 8
+
+
+def test_an_index_is_built_and_searched_by_a_run(made, tmp_path, capsys):
+    def command(name, *given):
+        index.main([name, f"--store={tmp_path / 'store'}", *map(str, given)])
+        return capsys.readouterr().out
+
+    captions = ["a red circle", "a small blue square", "there is a ring"]
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(captions) + "\n")
+    by = f"--run={made('dxr_scenes')[0]}", "--modality=text", f"--items={file}"
+    assert "Saved captions: 3 items" in command("build", "--name=captions", *by)
+    found = command("search", "--index=captions", "--k=1", *by).splitlines()
+    assert [json.loads(line)["hits"][0]["payload"] for line in found] == captions
+    assert f"encoder {made('dxr_scenes')[1].fingerprint}" in command("info")
+    by = f"--run={made()[0]}", *by[1:]
+    with pytest.raises(SystemExit, match="by more than a product of vectors"):
+        command("build", "--name=other", *by)
+    with pytest.raises(SystemExit):
+        command("build", "--name=other", f"--items={file}")
+    assert "belong together" in capsys.readouterr().err

@@ -25,12 +25,40 @@ from jcmr.index.store import Alias, Store
 ENGINES = ("exact", *ann.KINDS)
 
 
+def encoded(args: argparse.Namespace, items: Path) -> tuple[np.ndarray, list[str]]:
+    """(vectors, lines) of a file with an item a line, by the run that --run names.
+
+    Raises:
+      FileNotFoundError: there is no such file or run.
+      ValueError: the run reads no such items, or compares them otherwise than by a product.
+    """
+    from jcmr.serve.scorer import Scorer  # heavy, and needed by nothing else here
+
+    if not items.is_file():
+        raise FileNotFoundError(f"{items} does not exist.")
+    lines = items.read_text("utf-8").splitlines()
+    scorer = Scorer.load(args.run)
+    made = scorer.encode(args.modality, lines)
+    single = isinstance(made.values, np.ndarray) and made.values.ndim == 2
+    if not single and scorer.run.config.model.get("score") != "cosine":
+        raise ValueError(
+            f"{args.run} compares items by more than a product of vectors; an index takes systems "
+            f"such as dxr, vse or a deterministic pcme."
+        )
+    args.encoder = args.encoder or scorer.fingerprint
+    return made.point(), lines
+
+
 def read_items(args: argparse.Namespace) -> tuple[Any, np.ndarray, list[Any] | None]:
     """(ids, vectors, payloads) of the files that `build` and `add` are given."""
-    vectors, ids = read_vectors(args.vectors)
+    payloads, ids = None, None
+    if args.run:
+        vectors, payloads = encoded(args, args.items)
+    else:
+        vectors, ids = read_vectors(args.vectors)
     if args.ids:
         ids = read_ids(args.ids)
-    payloads = read_payloads(args.payload) if args.payload else None
+    payloads = read_payloads(args.payload) if args.payload else payloads
     return np.arange(len(vectors)) if ids is None else ids, vectors, payloads
 
 
@@ -78,7 +106,7 @@ def resolve(store: Store, name: str) -> tuple[Alias, Snapshot]:
 
 def search(args: argparse.Namespace) -> None:
     """Prints the best items of each query, a JSON line a query."""
-    queries, _ = read_vectors(args.queries)
+    queries = encoded(args, args.items)[0] if args.run else read_vectors(args.queries)[0]
     found, snapshot = resolve(args.store, args.index)
     exactly = partial(exact.make_search, storage=args.storage)
     make: MakeSearch = (
@@ -145,11 +173,17 @@ def make_parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         sub.add_argument("--store", required=True, type=Store, help="the folder of the store")
-        sub.set_defaults(run=run)
+        sub.set_defaults(command=run)
         return sub
 
-    def items(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--vectors", required=True, type=Path, help=".npy, or .npz with `vectors`")
+    def items(sub: argparse.ArgumentParser, vectors: str = "--vectors") -> None:
+        given = sub.add_mutually_exclusive_group(required=True)
+        given.add_argument(vectors, type=Path, help=".npy, or .npz with `vectors`")
+        given.add_argument("--items", type=Path, help="a caption or the path of a picture a line")
+        sub.add_argument("--run", help="--workdir of the run that encodes --items")
+        sub.add_argument("--modality", help="what --items are: text, image, ...")
+
+    def described(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--ids", type=Path, help=".npy, .json or one a line; default 0 to n - 1")
         sub.add_argument("--payload", type=Path, help="JSON lines, one an item")
 
@@ -163,15 +197,17 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = named(command("build", build))
     items(sub)
+    described(sub)
     sub.add_argument("--metric", choices=METRICS, default="dot")
     sub.add_argument("--encoder", default="", help="fingerprint of what made the vectors")
     sub = named(of(command("add", add_items)))
     items(sub)
+    described(sub)
     sub.add_argument("--encoder", help="fingerprint of what made the vectors, to be compared")
     sub = named(of(command("remove", remove_items)))
     sub.add_argument("--ids", required=True, type=Path, help=".npy, .json or one a line")
     sub = of(command("search", search))
-    sub.add_argument("--queries", required=True, type=Path, help=".npy, or .npz with `vectors`")
+    items(sub, "--queries")
     sub.add_argument("--k", type=int, default=10)
     sub.add_argument("--where", action="append", help="KEY=VALUE that payloads must have")
     sub.add_argument("--engine", choices=ENGINES, default="exact")
@@ -186,10 +222,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> None:
     """Runs one command; an error is a sentence on stderr and status 1."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if bool(getattr(args, "items", None)) != bool(getattr(args, "run", None)):
+        parser.error("--items and --run belong together: the run's encoder reads the items.")
+    if getattr(args, "run", None) and not args.modality:
+        parser.error("--run needs --modality: what the items are.")
     logging.set_verbosity(logging.INFO)
     try:
-        args.run(args)
+        args.command(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(str(error))
 
