@@ -18,6 +18,8 @@ import jax
 import numpy as np
 import pytest
 
+from jcmr.core import parallel
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -33,6 +35,13 @@ def optimized():
     yield
     quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     jax.config.update("jax_disable_most_optimizations", quickly)
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch):
+    """Whole runs on one device, which compile fastest; others test that devices do not matter."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
 
 @pytest.fixture(autouse=True)

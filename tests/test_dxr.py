@@ -160,9 +160,7 @@ def get_config(name, arg):
     return module.get_config(arg)
 
 
-def test_scenes_from_config_to_results(tmp_path, monkeypatch):
-    mesh = parallel.make_mesh(jax.devices()[:1])  # one device compiles fastest
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+def test_scenes_from_config_to_results(tmp_path, one_device):
     config = get_config("dxr_scenes", "smoke")
     config.data.cache_dir = str(tmp_path / "cache")
     launch.run_train(config, tmp_path / "run")

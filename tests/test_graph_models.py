@@ -185,7 +185,7 @@ def make_regions(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configs_train_and_evaluate(name, file, tmp_path, monkeypatch):
+def test_configs_train_and_evaluate(name, file, tmp_path, monkeypatch, one_device):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = read_config(name, "smoke")
     if config.data.source == "features":

@@ -173,7 +173,7 @@ def test_towers_that_are_not_linear_cannot_start_so(source, start, options):
         pcme.with_linear_start(shapes, start)
 
 
-def test_the_config_runs_and_keeps_the_means_of_its_start(folder, source, tmp_path):
+def test_the_config_runs_and_keeps_the_means_of_its_start(folder, source, tmp_path, one_device):
     spec = importlib.util.spec_from_file_location("pcme_flickr8k", CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

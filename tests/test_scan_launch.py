@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from jcmr import launch
-from jcmr.core import parallel
 from jcmr.eval import ensemble
 from jcmr.serve import runs
 from tests.toy import make_batch, make_toy
@@ -40,9 +39,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_a_run_and_an_ensemble_with_itself(data, tmp_path, capsys, monkeypatch):
-    mesh = parallel.make_mesh(jax.devices()[:1])  # one device compiles fastest
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+def test_a_run_and_an_ensemble_with_itself(data, tmp_path, capsys, one_device):
     config, workdir = smoke(data), tmp_path / "run"
     config.data.test_files = "test"
     launch.run_train(config, workdir)

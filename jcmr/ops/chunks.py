@@ -56,6 +56,11 @@ def map_over_chunks(function: Callable[[Any], tuple[Any, Any]], rows: Any, chunk
 
     Raises:
       ValueError: the blocks are not equal.
+
+    >>> x = jax.numpy.arange(4.0)
+    >>> doubled, mean = map_over_chunks(lambda x: (2 * x, x.mean()), x, 2)
+    >>> doubled.tolist(), float(mean)
+    ([0.0, 2.0, 4.0, 6.0], 1.5)
     """
     size = jax.tree.leaves(rows)[0].shape[0]
     if chunk <= 0 or chunk >= size:
