@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "scenes"
     config.data.preset = "demo"
-    config.data.num_train = 24_000
+    config.data.num_train = 23_000
     config.data.num_test = 1_000
     config.data.captions_per_item = 2
     config.data.mean = (0.5, 0.5, 0.5)
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.stages = (main,)
     config.train.init_from = ""
     config.train.log_steps = 25
-    config.train.eval_epochs = 2
+    config.train.eval_epochs = 3
     config.train.checkpoint_steps = 100
     config.train.keep_checkpoints = 2
 
