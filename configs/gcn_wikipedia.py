@@ -5,9 +5,11 @@ Expects one file with image_*, tfidf_*, lda_* and labels_* of train and test; se
 python -m jcmr.launch --config=configs/gcn_wikipedia.py --config.data.file=wikipedia.npz
 
 Labels are used in training. Features and losses were picked by cross-validation on the training
-pairs with one seed, and only a few were tried. One filter a convolution dies in some seeds (a ReLU
-that is 0 on all words), so the default lets the words themselves pass beside the graph. `:paper` is
-the pairwise global loss and bilinear metric of the paper's line of work, without that.
+pairs. In some seeds a ReLU filter of a convolution is 0 on all words from the start, so the default
+lets the words themselves pass beside the graph: over three seeds and five folds mean mAP is .305
+with that and .239 without. Test had been looked at three times before that was found, with the
+configuration without; nothing was chosen by it. `:paper` is the pairwise global loss and bilinear
+metric of the paper's line of work, without that.
 """
 
 from ml_collections import ConfigDict
