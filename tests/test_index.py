@@ -16,7 +16,6 @@ from jax import lax
 from jcmr.core import parallel
 from jcmr.index import ann, exact
 from jcmr.index.__main__ import main
-from jcmr.index.embedded import embed_snapshot
 from jcmr.index.live import Index, open_index, refresh
 from jcmr.index.snapshot import add, make_snapshot, merge, remove
 from jcmr.index.store import FILES, Store
@@ -399,18 +398,6 @@ def test_unknown_engines_are_refused():
         ann.make_search(vectors(1), "lsh")
     with pytest.raises(ValueError, match="one of float32, bfloat16, int8"):
         exact.make_search(vectors(1), "float16")
-
-
-def test_items_are_embedded_in_batches():
-    seen = []
-
-    def encode(items):
-        seen.append(len(items))
-        return np.asarray(items)[:, None] * np.ones(4)
-
-    snapshot = embed_snapshot(encode, list(range(1, 8)), range(7), batch_size=3, encoder="e")
-    assert seen == [3, 3, 1] and snapshot.metric == "cosine" and snapshot.encoder == "e"
-    np.testing.assert_allclose(snapshot.vectors, 0.5)
 
 
 def test_command_line(tmp_path: Path, capsys):

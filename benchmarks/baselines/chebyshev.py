@@ -14,8 +14,8 @@ def make(senders: np.ndarray, receivers: np.ndarray, weights: np.ndarray, x: np.
     starts_at, towards = (
         torch.tensor(x.astype(np.int64), device=DEVICE) for x in (starts, senders)
     )
-    with warnings.catch_warnings():  # the format is "in beta state"
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
         size = (len(x), len(x))
         matrix = torch.sparse_csr_tensor(
             starts_at, towards, tensor(weights), size, check_invariants=True
