@@ -63,16 +63,17 @@ def demo_run(mesh: Any) -> Run:
 def vector_run(mesh: Any) -> Run:
     """A system of plain vectors, whose score is their product."""
 
-    def encode(variables: Any, inputs: Any) -> Any:
-        return inputs["text"] * variables["params"]["one"]
+    def encoder(name: str) -> Any:
+        return lambda variables, inputs: inputs[name] * variables["params"]["one"]
 
     def score(variables: Any, query: Any, gallery: Any) -> Any:
         del variables
         return jnp.matmul(query, gallery.T, precision=jax.lax.Precision.HIGHEST)
 
-    task = Task(None, None, {"image": encode, "text": encode}, score)  # pyright: ignore
+    encode = {"image": encoder("features"), "text": encoder("text")}
+    task = Task(None, None, encode, score)  # pyright: ignore
     config = ConfigDict({"task": "vse", "model": {}, "data": {"source": "features"}})
-    config.eval = ConfigDict({"tile": (64, 8192), "batch_size": 64})
+    config.eval = ConfigDict({"tile": (64, 1024), "batch_size": 64})
     variables = parallel.replicate({"params": {"one": np.ones((), np.float32)}}, mesh)
     example = {n: jax.ShapeDtypeStruct((DIM,), np.dtype(np.float32)) for n in ("text", "features")}
     return Run(config, task, variables, example, {}, 0, "benchmark")

@@ -44,6 +44,24 @@ def one_device(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    """name of a config -> (folder of its run, scorer), made when first asked for."""
+    import jcmr
+    from tests.smoke_runs import SMALL, make_run
+
+    kept = {}
+
+    def get(name: str = "pcme_scenes"):
+        if name not in kept:
+            workdir = make_run(name, tmp_path_factory.mktemp(name))
+            devices = jax.devices()[:1]
+            kept[name] = workdir, jcmr.Scorer.load(workdir, devices=devices, **SMALL)
+        return kept[name]
+
+    return get
+
+
 @pytest.fixture(autouse=True)
 def goldens_as_users_run_them(request: pytest.FixtureRequest):
     """Optimizes in the golden tests."""

@@ -22,6 +22,8 @@ CONFIGS = (
     "dxr_scenes",
 )
 """One of each system."""
+SMALL = {"batch_size": 2, "tile": (4, 8)}
+"""Options of a scorer that a few items put to use."""
 
 
 def one_device():
@@ -51,3 +53,11 @@ def make_run(name: str, workdir: Path) -> Path:
     checkpoints.save(state, {}, described)
     checkpoints.close()
     return workdir
+
+
+def raw_items(split, modality):
+    """The items of a split as a user would have them."""
+    if modality == "text":
+        return split.extras["captions"]
+    items = [split.items[modality][i] for i in range(len(split.items[modality]))]
+    return [item[modality] for item in items] if modality in items[0] else items

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 
 import jax
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import jcmr
+from jcmr import launch
 from jcmr.convert.folder import save_converted
 from jcmr.core import parallel
 from jcmr.core.types import split_list
@@ -22,32 +25,32 @@ from jcmr.eval.tiles import score_tile
 from jcmr.index import __main__ as index
 from jcmr.serve import runs
 from jcmr.serve.programs import buckets
-from tests.smoke_runs import CONFIGS, ROOT, make_run, one_device, smoke_config
+from tests.smoke_runs import CONFIGS, ROOT, SMALL, one_device, raw_items, smoke_config
 
-SMALL = {"batch_size": 2, "tile": (4, 8)}
+OUTSIDE = """
+import json, sys
+sys.modules["jcmr"] = None
+from pathlib import Path
+import jax, numpy as np
+from safetensors.numpy import load_file
 
+for folder in map(Path, sys.argv[1:]):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    weights = load_file(folder / manifest["weights"])
+    given = dict(np.load(folder.parent / "given.npz"))
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """name of a config -> (folder of its run, scorer), made when first asked for."""
-    kept = {}
+    def load(file):
+        return jax.export.deserialize((folder / file).read_bytes())
 
-    def get(name: str = "pcme_scenes"):
-        if name not in kept:
-            workdir = make_run(name, tmp_path_factory.mktemp(name))
-            devices = jax.devices()[:1]
-            kept[name] = workdir, jcmr.Scorer.load(workdir, devices=devices, **SMALL)
-        return kept[name]
-
-    return get
-
-
-def raw_items(split, modality):
-    """The items of a split as a user would have them."""
-    if modality == "text":
-        return split.extras["captions"]
-    items = [split.items[modality][i] for i in range(len(split.items[modality]))]
-    return [item[modality] for item in items] if modality in items[0] else items
+    sides = {}
+    for modality, entry in manifest["encode"].items():
+        batch = {name: given[f"{modality}/{name}"] for name in entry["inputs"]}
+        sides[modality] = load(entry["file"]).call(weights, batch)
+    for pair in manifest["score"]:
+        sides_of_pair = sides[pair["query"]], sides[pair["gallery"]]
+        scores = load(pair["file"]).call(weights, *sides_of_pair)
+        np.save(folder.parent / f"{pair['query']}_{pair['gallery']}.npy", scores)
+"""
 
 
 def evaluated(scorer, split):
@@ -390,3 +393,56 @@ def test_an_index_is_built_and_searched_by_a_run(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command("build", "--name=other", f"--items={file}")
     assert "belong together" in capsys.readouterr().err
+
+
+def some_items(scorer, source, modality):
+    """A few test items as a user would have them; another number for each modality."""
+    stored = scorer._stored[modality]
+
+    def fits(split):
+        if modality not in split.items:
+            return False
+        example = split.items[modality][0]
+        return all(example[name].shape == like.shape for name, like in stored.items())
+
+    split = next(split for split in split_list(source.retrieval("test")) if fits(split))
+    return raw_items(split, modality)[: 2 + scorer.modalities.index(modality)]
+
+
+def test_the_same_scores_without_jcmr(made, tmp_path):
+    folders, expected = [], {}
+    for name in CONFIGS:
+        workdir, scorer = made(name)
+        launch.run_export(workdir)
+        folders.append(str(workdir / "export"))
+        source, _ = runs.build(scorer.run.config)
+        given, sides = {}, {}
+        for modality in scorer.modalities:
+            items = some_items(scorer, source, modality)
+            batch = scorer._read_batch(modality, items, range(len(items)), None)
+            given |= {f"{modality}/{key}": x for key, x in batch.items()}
+            sides[modality] = scorer.encode(modality, items)
+        np.savez(workdir / "given.npz", **given)
+        for entry in json.loads((workdir / "export" / "manifest.json").read_text())["score"]:
+            pair = entry["query"], entry["gallery"]
+            file = workdir / f"{pair[0]}_{pair[1]}.npy"
+            expected[file] = scorer.score(*(sides[modality] for modality in pair))
+    command = [sys.executable, "-c", OUTSIDE, *folders]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(expected) > len(CONFIGS)
+    for file, scores in expected.items():
+        np.testing.assert_allclose(np.load(file), scores, rtol=1e-6, atol=1e-6, err_msg=str(file))
+
+
+def test_an_export_says_what_it_is(made):
+    workdir, scorer = made("pcme_scenes")
+    folder = workdir / "export"
+    if not folder.exists():
+        launch.run_export(workdir)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["fingerprint"] == scorer.fingerprint
+    assert manifest["encode"]["text"]["inputs"]["text"][:2] == ["int32", "b"]
+    assert set(manifest["platforms"]) == {"cpu", "cuda", "tpu"}
+    with pytest.raises(FileExistsError, match="export exists; delete it"):
+        launch.run_export(workdir)

@@ -41,8 +41,8 @@ class Embeddings:
         return self.placed["point"]
 
     def tiles(self, what: str, tile: int, mesh: Mesh) -> Embedding:
-        """The items on every device of `mesh`, [t, tile, ...]; t is a power of two, so that a
-        growing gallery seldom needs another program.
+        """The items on every device of `mesh`, [t, tile, ...]; t has three binary digits and zeros,
+        so that a growing gallery seldom needs another program.
 
         Args:
           what: "values" or "point".
@@ -55,7 +55,7 @@ class Embeddings:
 
             def cut(x: np.ndarray) -> np.ndarray:
                 x = tiled(np.asarray(x), tile)
-                more = (1 << (len(x) - 1).bit_length()) - len(x)
+                more = -len(x) % (1 << max(len(x).bit_length() - 3, 0))
                 return np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)]) if more else x
 
             everywhere = NamedSharding(mesh, PartitionSpec())

@@ -1,7 +1,9 @@
 """Programs that are compiled ahead of time, one for each of few sizes."""
 
+import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +14,10 @@ from jax.sharding import Mesh
 
 from jcmr.core.types import Array, Embedding, Variables
 from jcmr.eval.tiles import Score, score_tile
-from jcmr.ops.topk import TopK, merge_topk
+from jcmr.ops.topk import TopK, merge_tile
+
+VECTOR_PAIRS = 1 << 20
+"""Scores that are held at a time where an embedding is a few vectors."""
 
 
 class Programs:
@@ -96,21 +101,35 @@ def search_tiles(
       variables: of the task.
       queries: leaves [1, q, ...].
       tiles: the gallery, leaves [t, r, ...].
-      size: items of the gallery, int; what comes after is padding and costs nothing.
+      size: items of the gallery, int; tiles after them are padding and cost nothing.
     """
     num = jax.tree.leaves(queries)[0].shape[1]
+    if all(x.ndim == 3 for x in jax.tree.leaves(tiles)):
+        # A loop copies each tile that it takes, which for few queries costs more than their scores.
+        tiles = jax.tree.map(partial(merged, most=VECTOR_PAIRS // num), tiles)
     width = jax.tree.leaves(tiles)[0].shape[1]
 
     def step(j: Array, best: TopK) -> TopK:
         scores = score_tile(score, flipped, mesh, variables, queries, tiles, 0, j)
-        ids = j * width + jnp.arange(width, dtype=jnp.int32)
-        real = (ids < size)[None, :]
-        shape = scores.shape
-        ids = jnp.broadcast_to(jnp.where(real, ids, -1), shape)
-        return merge_topk(best, jnp.where(real, scores, -jnp.inf), ids)
+        first = j * width
+        return merge_tile(best, scores, first + jnp.arange(width) < size, first)
 
     start = TopK(jnp.full((num, k), -jnp.inf), jnp.full((num, k), -1, jnp.int32))
-    return lax.fori_loop(0, -(-size // width), step, start)
+    best = lax.fori_loop(0, -(-size // width), step, start)
+    return best._replace(payload=jnp.where(best.scores > -jnp.inf, best.payload, -1))
+
+
+def merged(x: Array, most: int) -> Array:
+    """Tiles [t, r, ...] as fewer and wider ones, of at most `most` items where r is not more.
+
+    >>> merged(jnp.zeros((12, 2)), 24).shape, merged(jnp.zeros((12, 2)), 15).shape
+    ((1, 24), (3, 8))
+    """
+    num, width, *rest = x.shape
+    together = min(max(most // width, 1), num)
+    if together < num:
+        together = math.gcd(num, 1 << (together.bit_length() - 1))
+    return x.reshape(num // together, together * width, *rest)
 
 
 def dot(variables: Variables, query: Array, gallery: Array) -> Array:
