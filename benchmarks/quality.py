@@ -67,6 +67,13 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("CE + center", "configs/center3d_shapes.py:ce_center"),
         Row("CE + center + MSE", "configs/center3d_shapes.py"),
     ),
+    "center3d_modelnet10_voxels": (
+        Row("CE + center + MSE", "configs/center3d_modelnet10_voxels.py"),
+    ),
+    "xtra_scenes": (
+        Row("one object", "configs/xtra_scenes.py"),
+        Row("two or three objects", "configs/xtra_scenes.py:multi"),
+    ),
     "gpldan_scenes": (
         Row("GPLDAN", "configs/gpldan_scenes.py"),
         Row("without interaction", "configs/gpldan_scenes.py:no_interaction"),
