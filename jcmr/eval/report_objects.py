@@ -14,6 +14,7 @@ from jcmr.eval.retrieval import Results
 
 AZIMUTH, ELEVATION = np.array([0.6]), np.array([0.5])
 NUM_QUERIES, NUM_SHOWN, MOST_POINTS = 2, 4, 600
+PLURAL = {"image": "images", "points": "clouds", "mesh": "meshes"}
 MARKERS = {"image": "s", "points": ".", "mesh": "^"}
 
 
@@ -79,7 +80,7 @@ def draw_retrievals(
                         continue
                     show_item(axis, items[int(top[index, place])], bool(hits[index, place]))
                 if number == 0:
-                    line[first].set_title(f"best {gallery}" if gallery != "mesh" else "best meshes")
+                    line[first].set_title(f"best {PLURAL[gallery]}")
             if number == 0:
                 line[0].set_title(f"{query} query")
     save(figure, path)
