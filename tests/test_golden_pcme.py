@@ -529,6 +529,7 @@ def test_plausible_match_precisions_query_by_query(golden: Path, variant: str):
     golden_file = load_golden(golden)
     split, _, known_captions = plausible(golden_file)
     known = golden_file["in/multihot"].any(axis=1), known_captions
+    match_ranks = jax.jit(ranks.match_ranks, static_argnums=3)
     for zeta in (0, 1, 2):
         relation = split.relevance[f"pm{zeta}"]
         match = np.asarray(relation.match(relation.rows, relation.columns))
@@ -542,7 +543,7 @@ def test_plausible_match_precisions_query_by_query(golden: Path, variant: str):
                 valid &= columns[None, :]
                 positive = valid & turn(match)
                 negative, most = valid & ~turn(match), scores.shape[1]
-                found, _ = ranks.match_ranks(scores, positive, negative, most)
+                found, _ = match_ranks(scores, positive, negative, most)
                 precision = ranks.r_precision(found, positive.sum(1))[rows]
             expected = golden_file[f"out/{variant}/all/{direction}/rp_zeta{zeta}"]
             np.testing.assert_allclose(precision, expected, atol=1e-9)

@@ -66,7 +66,8 @@ def test_ranks_of_matches_of_many_items_of_which_some_are_left_out(sizes, monkey
     negative = ~positive & (rng.random(scores.shape) < 0.8)
     positive[-1], negative[-1] = True, False
     scores = scores.astype(np.float32)
-    found, misses = ranks.match_ranks(jnp.asarray(scores), jnp.asarray(positive), negative, 300)
+    match_all = jax.jit(lambda *args: ranks.match_ranks(*args, 300))
+    found, misses = match_all(scores, positive, negative)
     np.testing.assert_array_equal(misses, negative.sum(axis=1))
     for s, p, taken, row in zip(scores, positive, positive | negative, np.asarray(found)):
         hits = p[taken][naive_order(s[taken], p[taken])]

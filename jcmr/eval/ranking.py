@@ -72,7 +72,8 @@ def measure_block(
         partial(ranks.match_ranks, most=most), mesh=mesh, in_specs=rows, out_specs=rows
     )
 
-    def one_view(row_groups: Array, column_groups: Array) -> Ranking:
+    def one_view(view: tuple[Array, Array]) -> Ranking:
+        row_groups, column_groups = view
         taken = inside(row_groups[None], column_groups[None])[0]
         if skip is not None:
             taken &= ~skip
@@ -96,9 +97,8 @@ def measure_block(
             at(ranks.average_precision_found, map_cuts),
         )
 
-    columns = groups[1].reshape(len(groups[1]), -1)
-    found = [one_view(*pair) for pair in zip(groups[0][:, i], columns)]
-    return pin(jax.tree.map(lambda *xs: jnp.stack(xs), *found), mesh)
+    views = groups[0][:, i], groups[1].reshape(len(groups[1]), -1)
+    return pin(lax.map(one_view, views), mesh)
 
 
 def rank_sweep(
