@@ -35,6 +35,9 @@ class Case:
     """Name -> the same computation by other means."""
     bars: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Name of a baseline -> how many times its speed is asked for."""
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Name of a baseline -> the share of the work that a call of it does, where all of it would
+    take too long and its time is proportional: it is divided by that. The name says so."""
     flops: float = 0.0
     """Of products, see `core.work`."""
     bytes: float = 0.0
@@ -183,6 +186,7 @@ def measure(
         "temp_bytes": case.temp_bytes,
         "differences": differences,
         "bars": dict(case.bars),
+        "shares": dict(case.shares),
         "notes": dict(case.notes),
     }
     if not timed:
@@ -192,7 +196,7 @@ def measure(
         if done >= 2 and time.perf_counter() - began > budget:
             break
         for name, run in calls.items():
-            times[name].append(seconds(run, clock))
+            times[name].append(seconds(run, clock) / case.shares.get(name, 1.0))
     middle = statistics.median(times["ours"])
     record["seconds"] = {name: spread(values) for name, values in times.items()}
     record |= {"rounds": len(times["ours"]), "clock": clock}

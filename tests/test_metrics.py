@@ -31,13 +31,47 @@ def tied(seed: int, n: int = 6, m: int = 23, values: int = 5):
     return scores, positive
 
 
-@pytest.mark.parametrize("depth", [1, 4, 9, 23])
+def naive_ranks(hits: np.ndarray, most: int | None = None) -> np.ndarray:
+    """Where sorted hits [n, m] are, [n, most], padded."""
+    found = np.full((len(hits), most or max(int(hits.sum(1).max()), 1)), ranks.ABSENT)
+    for row, hit in zip(found, hits):
+        row[: hit.sum()] = np.flatnonzero(hit)
+    return found
+
+
+def match_ranks(scores, positive, most=23):
+    found, misses = jax.jit(ranks.match_ranks, static_argnums=3)(scores, positive, ~positive, most)
+    np.testing.assert_array_equal(misses, (~positive).sum(axis=1))
+    return found
+
+
 @pytest.mark.parametrize("values", [1, 2, 5, 1000])
-def test_ordered_hits_are_those_of_a_full_sort(depth, values):
+def test_ranks_of_matches_are_those_of_a_full_sort(values):
     for seed in range(5):
         scores, positive = tied(seed, values=values)
-        hits = ranks.ordered_hits(scores, positive, depth)
-        np.testing.assert_array_equal(hits, naive_hits(scores, positive)[:, :depth])
+        positive[0], positive[1] = False, True
+        found = match_ranks(scores, positive)
+        np.testing.assert_array_equal(found, naive_ranks(naive_hits(scores, positive), 23))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"MOST": 0}, {"LANES": 2}, {"ROWS": 1000}])
+def test_ranks_of_matches_of_many_items_of_which_some_are_left_out(sizes, monkeypatch):
+    """However the misses are counted, and with scores that are infinite or zeros of both signs."""
+    for name, size in sizes.items():
+        monkeypatch.setattr(ranks, name, size)
+    rng = np.random.default_rng(0)
+    scores = rng.choice(np.array([-np.inf, -1, -0.0, 0.0, 1e-20, 2, np.inf]), (40, 300))
+    scores[::2] = rng.standard_normal(scores[::2].shape)
+    positive = rng.random(scores.shape) < rng.choice([0.0, 0.02, 0.5], (40, 1))
+    negative = ~positive & (rng.random(scores.shape) < 0.8)
+    positive[-1], negative[-1] = True, False
+    scores = scores.astype(np.float32)
+    match_all = jax.jit(lambda *args: ranks.match_ranks(*args, 300))
+    found, misses = match_all(scores, positive, negative)
+    np.testing.assert_array_equal(misses, negative.sum(axis=1))
+    for s, p, taken, row in zip(scores, positive, positive | negative, np.asarray(found)):
+        hits = p[taken][naive_order(s[taken], p[taken])]
+        np.testing.assert_array_equal(row, naive_ranks(hits[None], 300)[0])
 
 
 def test_counting_gives_the_place_of_the_first_hit():
@@ -55,9 +89,9 @@ def test_a_constant_score_is_worth_nothing():
     positive = np.zeros((1, 10), bool)
     positive[0, :3] = True
     scores = np.ones((1, 10), np.float32)
-    hits = ranks.ordered_hits(scores, positive, 10)
-    np.testing.assert_array_equal(np.flatnonzero(hits[0]), [7, 8, 9])
-    assert ranks.r_precision(hits, np.array([3]))[0] == 0
+    found = match_ranks(scores, positive, 3)
+    np.testing.assert_array_equal(found, [[7, 8, 9]])
+    assert ranks.r_precision(found, np.array([3]))[0] == 0
 
 
 def test_precisions_against_loops():
@@ -66,13 +100,14 @@ def test_precisions_against_loops():
             scores, positive = tied(seed, values=50)
             hits = naive_hits(scores, positive)
             number = positive.sum(axis=1)
-            depth = max(number.max(), 1)
-            for hit, total, rp, mapr, ap in zip(
+            found = naive_ranks(hits)
+            for hit, total, rp, mapr, ap, ap4 in zip(
                 hits,
                 number,
-                ranks.r_precision(hits[:, :depth], number),
-                ranks.map_at_r(hits[:, :depth], number),
-                ranks.average_precision(hits, number),
+                ranks.r_precision(found, number),
+                ranks.map_at_r(found, number),
+                ranks.average_precision(found, number),
+                ranks.average_precision_found(found, 4),
             ):
                 precision = [hit[: i + 1].mean() for i in range(len(hit))]
                 at_hits = [p for p, h in zip(precision, hit) if h]
@@ -80,6 +115,8 @@ def test_precisions_against_loops():
                 assert rp == pytest.approx(hit[:total].mean() if total else 0, abs=1e-12)
                 assert mapr == pytest.approx(sum(top) / total if total else 0, abs=1e-12)
                 assert ap == pytest.approx(sum(at_hits) / total if total else 0, abs=1e-12)
+                some = at_hits[: hit[:4].sum()]
+                assert ap4 == pytest.approx(np.mean(some) if some else 0, abs=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -87,8 +124,8 @@ def test_precisions_against_loops():
 def test_rankings_do_not_depend_on_the_order_of_the_gallery(seed, values):
     scores, positive = tied(seed, values=values)
     order = np.random.default_rng(seed).permutation(scores.shape[1])
-    here = ranks.ordered_hits(scores, positive, 9)
-    there = ranks.ordered_hits(scores[:, order], positive[:, order], 9)
+    here = match_ranks(scores, positive)
+    there = match_ranks(scores[:, order], positive[:, order])
     np.testing.assert_array_equal(here, there)
 
 
@@ -96,8 +133,8 @@ def test_rankings_do_not_depend_on_the_order_of_the_gallery(seed, values):
 @given(st.integers(0, 10**6))
 def test_a_monotone_change_of_scores_changes_nothing(seed):
     scores, positive = tied(seed)
-    here = ranks.ordered_hits(scores, positive, 9)
-    np.testing.assert_array_equal(here, ranks.ordered_hits(3 * scores - 7, positive, 9))
+    here = match_ranks(scores, positive)
+    np.testing.assert_array_equal(here, match_ranks(3 * scores - 7, positive))
 
 
 def test_raising_a_match_never_lowers_a_metric():
@@ -107,8 +144,8 @@ def test_raising_a_match_never_lowers_a_metric():
     raised[row, np.flatnonzero(positive[row])[0]] = 1e6
     number = positive.sum(axis=1)
     for measure in (ranks.r_precision, ranks.map_at_r, ranks.average_precision):
-        before = measure(ranks.ordered_hits(scores, positive, scores.shape[1]), number)
-        after = measure(ranks.ordered_hits(raised, positive, scores.shape[1]), number)
+        before = measure(match_ranks(scores, positive), number)
+        after = measure(match_ranks(raised, positive), number)
         assert after[row] >= before[row]
 
 

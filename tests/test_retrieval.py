@@ -250,7 +250,7 @@ def test_one_compilation_a_shape(relations, num_devices):
     jax.clear_caches()
     sizes = run(1)
     # Both galleries are embedded by the same function in batches of one shape; rankings of rows
-    # and of columns have two shapes, and relations may differ in the depth of the sort.
+    # and of columns have two shapes, and relations may differ in how many matches an item has.
     *others, blocks, tops = sizes
     if relations == ["own"]:
         assert others == [1, 1, 1, 1, 1, 1] and blocks == tops == 0

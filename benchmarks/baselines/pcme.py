@@ -66,14 +66,21 @@ def official_scores(x: np.ndarray, y: np.ndarray, shift: float, scale: float) ->
 
 @torch.no_grad()
 def official_evaluation(
-    x: np.ndarray, y: np.ndarray, shift: float, scale: float, match: np.ndarray, mode: str
+    x: np.ndarray,
+    y: np.ndarray,
+    shift: float,
+    scale: float,
+    match: np.ndarray,
+    mode: str,
+    every: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks of the best matches of rows and of columns, each direction scored anew.
 
-    `mode` is "matching_prob", or "matmul": the sum of the products of all pairs of samples.
+    `mode` is "matching_prob", or "matmul": the sum of the products of all pairs of samples. Of both
+    sides one query in `every` is searched for, the others are in the galleries only.
     """
     found = []
-    for queries, items, own in ((x, y, match), (y, x, match.T)):
+    for queries, items, own in ((x[::every], y, match[::every]), (y[::every], x, match.T[::every])):
         if mode == "matching_prob":
             scores = official_scores(queries, items, shift, scale)
         else:

@@ -15,6 +15,9 @@ from jcmr.eval.tiles import Counts, Galleries, Side, Top, inside, make_top, pin
 from jcmr.ops import ranks
 from jcmr.ops.topk import TopK, merge_topk
 
+KEPT = 1 << 24
+"""Scores that are kept from the first pass to the second, 64 MB: all of 1,000 x 5,000."""
+
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="counts")
 def add_matches(counts, match: Array, groups: tuple[Array, Array], i: int, j: int, mesh: Mesh):
@@ -79,8 +82,9 @@ def start_top(galleries: Galleries, num_top: int) -> tuple[TopK, TopK]:
     def start(side: Side, other: Side, dtype: Any) -> TopK:
         t, r = jax.tree.leaves(side.embedding)[0].shape[:2]
         shape = (t, r, min(num_top, other.size))
-        payload = (jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, bool))
-        return TopK(jnp.full(shape, -jnp.inf, dtype), payload)
+        payload: Any = np.full(shape, -1, np.int32), np.zeros(shape, bool)
+        best: Any = np.full(shape, -np.inf, dtype)
+        return TopK(best, payload)
 
     dtype = galleries.score_dtype()
     made = (
@@ -95,8 +99,8 @@ def count_sweep(
 ) -> tuple[tuple[Counts, Counts], tuple[Top, Top]]:
     """Ranks of best matches of rows and columns by counting, and the best few of each.
 
-    Tiles that hold a match are scored twice and all others once: first the score of each item's
-    best match is looked for, then all that scores as high is counted.
+    First the score of each item's best match is looked for, then all that scores as high is
+    counted. So tiles that hold a match are scored twice, but for KEPT scores, all others once.
 
     Args:
       galleries: what to compare.
@@ -111,15 +115,20 @@ def count_sweep(
     top = start_top(galleries, num_top)
     best = galleries.per_item(relation, -jnp.inf, top[0].scores.dtype)
     ahead = galleries.per_item(relation, 0, jnp.int32)
+    kept: dict[tuple[int, int], Array] = {}
     for i, j in holding:
         scores, match = galleries.scores(i, j), galleries.match(relation, i, j)
         best = raise_best(best, scores, match, groups, i, j, mesh)
+        if (len(kept) + 1) * scores.size <= KEPT:
+            kept[i, j] = scores
     progress = make_progress("scoring, rows", galleries.rows.size)
     for i in galleries.rows.tiles:
         for j in galleries.columns.tiles:
-            scores, match = galleries.scores(i, j), galleries.match(relation, i, j)
+            scores = kept.pop((i, j)) if (i, j) in kept else galleries.scores(i, j)
+            match = galleries.match(relation, i, j)
             ahead = add_ahead(ahead, best, scores, match, groups, i, j, mesh)
-            top = merge_tops(top, scores, match, groups, i, j, mesh)
+            if num_top:
+                top = merge_tops(top, scores, match, groups, i, j, mesh)
         jax.block_until_ready(ahead)
         progress((i + 1) * scores.shape[0])
     of_rows, of_columns = map(Counts, numbers, galleries.flat(ahead))

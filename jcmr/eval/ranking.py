@@ -1,6 +1,6 @@
-"""Ranks of all matches: blocks of queries against a whole gallery, sorted on the devices."""
+"""Ranks of all matches: blocks of queries against a whole gallery, on the devices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
+from jcmr.core.parallel import AXIS
 from jcmr.core.progress import make_progress
 from jcmr.core.types import Array
-from jcmr.eval.tiles import Galleries, Top, inside, make_top, match_tile, pin, score_tile
+from jcmr.eval.tiles import Galleries, Top, inside, join, make_top, match_tile, pin, score_tile
 from jcmr.ops import ranks
 from jcmr.ops.topk import TopK
 
 
 class Ranking(NamedTuple):
-    """What sorted galleries say of each query, arrays [v, n]."""
+    """What the ranks of all matches say of each query, arrays [v, n]."""
 
     num_matches: Any
     """R."""
@@ -30,7 +31,6 @@ class Ranking(NamedTuple):
     """[v, n, k] matches among the first of each of k cut-offs."""
     map_at_r: Any
     average_precision: Any
-    """Up to the depth of the sort only."""
     num_ranked: Any
     """Items of the gallery that were compared."""
     average_precision_at: Any
@@ -38,64 +38,67 @@ class Ranking(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("num_top", "mesh"))
-def top_of_block(
-    scores: list[Array], matches: list[Array], groups, i: int, num_top: int, mesh: Mesh
-) -> TopK:
-    """The best inner items of outer tile i against all inner tiles (lists of [r, c]), [r, k]."""
+def top_of_block(scores: Array, match: Array, groups, i: int, num_top: int, mesh: Mesh) -> TopK:
+    """The best inner items of outer tile i against all inner items, [r, k] of [r, m]."""
+    if num_top == 0:  # a search for none would take as long
+        return TopK(scores[:, :0], (jnp.zeros((len(scores), 0), jnp.int32), match[:, :0]))
     taken = inside(groups[0][:1, i], groups[1].reshape(len(groups[1]), -1)[:1])[0]
-    best, ids = lax.top_k(jnp.where(taken, jnp.concatenate(scores, axis=1), -jnp.inf), num_top)
-    hits = jnp.take_along_axis(jnp.concatenate(matches, axis=1), ids, axis=1)
+    best, ids = lax.top_k(jnp.where(taken, scores, -jnp.inf), num_top)
+    hits = jnp.take_along_axis(match, ids, axis=1)
     return pin(TopK(best, (ids.astype(jnp.int32), hits)), mesh)
 
 
-@partial(jax.jit, static_argnames=("depth", "cuts", "map_cuts", "drop_last", "mesh"))
+@partial(jax.jit, static_argnames=("most", "cuts", "map_cuts", "drop_last", "mesh"))
 def measure_block(
-    scores: list[Array],
-    matches: list[Array],
-    skips: list[Array],
+    scores: Array,
+    match: Array,
+    skip: Array | None,
     groups: tuple[Array, Array],
     i: int,
     num_inner: int,
-    depth: int,
+    most: int,
     cuts: tuple[int, ...],
     map_cuts: tuple[int, ...],
     drop_last: bool,
     mesh: Mesh,
 ) -> Ranking:
-    """Sorts outer tile i against all inner tiles (lists of [r, c]) and measures it, [v, r].
+    """Ranks outer tile i against all inner items ([r, m]) and measures it, [v, r].
 
-    `skips` is empty where every pair is compared.
+    `skip` is None where every pair is compared.
     """
-    scores_all = jnp.concatenate(scores, axis=1)
-    match = jnp.concatenate(matches, axis=1)
-    skip = jnp.concatenate(skips, axis=1) if skips else False
     present = jnp.broadcast_to(jnp.arange(match.shape[1]) < num_inner, match.shape)
+    rows = PartitionSpec(AXIS)
+    rank_rows = jax.shard_map(
+        partial(ranks.match_ranks, most=most), mesh=mesh, in_specs=rows, out_specs=rows
+    )
 
-    def one_view(row_groups: Array, column_groups: Array) -> Ranking:
-        taken = inside(row_groups[None], column_groups[None])[0] & ~jnp.asarray(skip)
+    def one_view(view: tuple[Array, Array]) -> Ranking:
+        row_groups, column_groups = view
+        taken = inside(row_groups[None], column_groups[None])[0]
+        if skip is not None:
+            taken &= ~skip
         if drop_last:
-            taken &= ranks.without_last(scores_all, present)
-        positive = match & taken
-        number = positive.sum(1, dtype=jnp.int32)
-        hits = ranks.ordered_hits(jnp.where(taken, scores_all, -jnp.inf), positive, depth)
-        at = [hits[:, :k].sum(1, dtype=jnp.int32) for k in cuts]
-        best = ranks.best_positive(scores_all, positive)
+            taken &= ranks.without_last(scores, present)
+        found, num_misses = rank_rows(scores, match & taken, taken & ~match)
+        number = ranks.hits_within(found, ranks.ABSENT)
+
+        def at(measure: Callable[[Array, int], Array], ks: tuple[int, ...]) -> Array:
+            each = [measure(found, k) for k in ks]
+            return jnp.stack(each, axis=1) if ks else jnp.zeros((len(number), 0))
+
         return Ranking(
             number,
-            ranks.count_ahead(scores_all, taken & ~match, best),
-            ranks.hits_within(hits, number),
-            jnp.stack(at, axis=1) if cuts else jnp.zeros((len(number), 0), jnp.int32),
-            ranks.map_at_r(hits, number),
-            ranks.average_precision(hits, number),
-            taken.sum(1, dtype=jnp.int32),
-            jnp.stack([ranks.average_precision_found(hits, k) for k in map_cuts], axis=1)
-            if map_cuts
-            else jnp.zeros((len(number), 0)),
+            jnp.where(number > 0, found[:, 0], num_misses),
+            ranks.hits_within(found, number),
+            at(ranks.hits_within, cuts),
+            ranks.map_at_r(found, number),
+            ranks.average_precision(found, number),
+            number + num_misses,
+            at(ranks.average_precision_found, map_cuts),
         )
 
-    columns = groups[1].reshape(len(groups[1]), -1)
-    found = [one_view(*pair) for pair in zip(groups[0][:, i], columns)]
-    return pin(jax.tree.map(lambda *xs: jnp.stack(xs), *found), mesh)
+    views = groups[0][:, i], groups[1].reshape(len(groups[1]), -1)
+    return pin(lax.map(one_view, views), mesh)
 
 
 def rank_sweep(
@@ -108,11 +111,11 @@ def rank_sweep(
     drop_last: Sequence[str] = (),
     map_cuts: Sequence[int] = (),
 ) -> tuple[dict[str, Ranking], Top]:
-    """Sorts the gallery of each row, or with `flipped` of each column, a block at a time.
+    """Ranks the gallery of each row, or with `flipped` of each column, a block at a time.
 
     Args:
       galleries: what to compare.
-      relations: relation -> the largest number of matches of an item, so how deep to sort.
+      relations: relation -> the largest number of matches of an item.
       flipped: columns are the queries.
       cuts: cut-offs of `Ranking.hits_at`.
       shown: the relation that decides which of the best are hits.
@@ -131,41 +134,38 @@ def rank_sweep(
     parts: dict[str, list[Ranking]] = {relation: [] for relation in relations}
     tops = []
     progress = make_progress("ranking, queries", outer.size)
+
+    def block(tile: Callable[[int, int], Array], i: int) -> Array:
+        return join([tile(i, j) for j in inner.tiles], mesh)
+
+    score = partial(score_tile, galleries.score, flipped, mesh, galleries.variables, *embeddings)
     for i in outer.tiles:
-        scores = [
-            score_tile(galleries.score, flipped, mesh, galleries.variables, *embeddings, i, j)
-            for j in inner.tiles
-        ]
-        width = scores[0].shape[1] * len(scores)
+        scores = block(score, i)
         for relation, most in relations.items():
-            match, keys = galleries.matches[relation], (outer.keys[relation], inner.keys[relation])
-            matches = [match_tile(match, flipped, mesh, *keys, i, j) for j in inner.tiles]
-            skip = galleries.skips.get(relation)
-            tiles = inner.tiles if skip else ()
-            skips = [match_tile(skip, flipped, mesh, *keys, i, j) for j in tiles]
+            pairs = flipped, mesh, outer.keys[relation], inner.keys[relation]
+            match = block(partial(match_tile, galleries.matches[relation], *pairs), i)
+            skips = galleries.skips.get(relation)
+            skip = block(partial(match_tile, skips, *pairs), i) if skips else None
             groups = outer.groups[relation], inner.groups[relation]
-            # A power of two, so that splits of like size share a program.
-            depth = min(1 << (max(most, *cuts, *map_cuts, 1) - 1).bit_length(), width)
-            drop = relation in drop_last
             found = measure_block(
                 scores,
-                matches,
-                skips,
+                match,
+                skip,
                 groups,
                 i,
                 inner.size,
-                depth,
+                1 << max(most - 1, 0).bit_length(),  # so that splits of like size share a program
                 tuple(cuts),
                 tuple(map_cuts),
-                drop,
+                relation in drop_last,
                 mesh,
             )
             parts[relation].append(found)
             if relation == shown:
                 k = min(num_top, inner.size)
-                tops.append(top_of_block(scores, matches, groups, i, k, mesh))
-        jax.block_until_ready(tops[-1])  # one block at a time
-        progress((i + 1) * scores[0].shape[0])
+                tops.append(top_of_block(scores, match, groups, i, k, mesh))
+        jax.block_until_ready(parts)  # one block at a time
+        progress((i + 1) * scores.shape[0])
     rankings = {
         relation: Ranking(*(np.concatenate(x, axis=1)[:, : outer.size] for x in zip(*blocks)))
         for relation, blocks in jax.device_get(parts).items()

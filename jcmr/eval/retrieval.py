@@ -48,7 +48,7 @@ class Options(NamedTuple):
     batch_size: int = 256
     """Items embedded at a time."""
     tile: tuple[int, int] = (256, 1024)
-    """Rows and columns scored at a time; with all columns also what is sorted at a time."""
+    """Rows and columns scored at a time; with all columns also what is ranked at a time."""
     relations: tuple[str, ...] = ()
     """Those to measure; empty is all that the split has."""
     ks: tuple[int, ...] = (1, 5, 10)
@@ -58,8 +58,8 @@ class Options(NamedTuple):
     """How many of the best of each query are kept for the report."""
     vague_matches: int = 100
     full_map: bool = False
-    """Also `map`, over the whole ranking, which must then be sorted whole, and `map_chance`, what
-    a random order is expected to reach."""
+    """Also `map`, over the whole ranking, and `map_chance`, what a random order is expected to
+    reach."""
     map_ks: tuple[int, ...] = ()
     """Cut-offs of `map@k_found`, whose denominator is the number of matches found in the first k,
     as several papers and their code have it."""
@@ -258,16 +258,13 @@ def sweep(
         own, tops = count_sweep(galleries, "own", options.num_top)
         return [{"own": counts} for counts in own], [{}, {}], tops
     most = {name: count_matches(galleries, name)[0] for name in relations}
-    sizes = galleries.columns.size, galleries.rows.size
     drop_last = PLAUSIBLE if options.official_pmrp else ()
     counts, rankings, tops = [], [], []
     for side in range(num_sides):
-        depth = {name: int(number[side].max()) for name, number in most.items()}
-        if options.full_map:
-            depth = dict.fromkeys(relations, sizes[side])
+        largest = {name: int(number[side].max()) for name, number in most.items()}
         cuts = options.precision_ks
         found, top = rank_sweep(
-            galleries, depth, bool(side), cuts, shown, options.num_top, drop_last, options.map_ks
+            galleries, largest, bool(side), cuts, shown, options.num_top, drop_last, options.map_ks
         )
         counts.append({name: Counts(r.num_matches, r.rank) for name, r in found.items()})
         rankings.append({name: r for name, r in found.items() if name != "own"})

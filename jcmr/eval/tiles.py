@@ -62,11 +62,13 @@ def make_side(
       embedding: leaves [n, ...].
       groups: relation -> for each view the items' groups, int [n]; negative takes no part.
       keys: relation -> [n, ...].
-      tile: items a tile; at most n is used, rounded up to a multiple of the number of devices.
+      tile: most items of a tile, rounded up to a multiple of the number of devices. Tiles are as
+        many as that needs and of one size, so that the last is not mostly filled up.
       mesh: the devices.
     """
     size = len(jax.tree.leaves(embedding)[0])
-    tile = -(-min(tile, size) // mesh.size) * mesh.size
+    tile = -(-tile // mesh.size) * mesh.size
+    tile = -(-size // -(-size // tile) // mesh.size) * mesh.size
 
     def cut(views: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([tiled(np.asarray(g, np.int32), tile, OUTSIDE) for g in views])
@@ -121,6 +123,15 @@ def match_tile(match, flipped: bool, mesh: Mesh, outer: Array, inner: Array, i: 
     return pin(found, mesh, AXIS, None)
 
 
+@partial(jax.jit, static_argnames="mesh")
+def join(tiles: list[Array], mesh: Mesh) -> Array:
+    """Tiles [r, c] of the same rows side by side, [r, m]; an array alone is left as it is.
+
+    Compiled alone: to what uses them, XLA would give an element at a time.
+    """
+    return pin(jnp.concatenate(tiles, axis=1), mesh, AXIS, None)
+
+
 class Galleries(NamedTuple):
     """All that a sweep needs."""
 
@@ -156,7 +167,7 @@ class Galleries(NamedTuple):
 
     def per_item(self, relation: str, value: float, dtype: Any) -> tuple[Array, Array]:
         """A value for each row and each column in each view."""
-        made = tuple(jnp.full(g.shape, value, dtype) for g in self.groups(relation))
+        made = tuple(np.full(g.shape, value, dtype) for g in self.groups(relation))
         return parallel.replicate(made, self.mesh)
 
     def flat(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -191,4 +202,4 @@ def make_top(best: TopK, size: int) -> Top:
     scores, ids, hits = (np.asarray(x) for x in (best.scores, *best.payload))
     found = scores > -np.inf
     parts = np.where(found, ids, -1), hits & found
-    return Top(*(x.reshape(-1, x.shape[-1])[:size] for x in parts))
+    return Top(*(np.concatenate(x)[:size] for x in parts))
