@@ -11,9 +11,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's older way to write loops for CPUs takes two fifths of the time. A flag that an XLA does not
 # know ends its process, so only those that were tried are given it.
-FEW_PASSES = "--xla_cpu_use_fusion_emitters=false"
-if version("jaxlib").startswith("0.10.") and FEW_PASSES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FEW_PASSES}".strip()
+if version("jaxlib").startswith("0.10.") and "emitters" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    )
 # No program is compiled twice by one `make test`: its workers and processes share this folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jcmr-tests-xla-")
@@ -52,12 +53,11 @@ def one_device(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(autouse=True)
 def goldens_as_users_run_them(request: pytest.FixtureRequest):
-    """Optimizes in the golden tests, but for those in float64: it has digits to spare, and nobody
-    trains in it.
-    """
+    """Optimizes in the golden tests, but not in float64, which has digits to spare and no users."""
     callspec = getattr(request.node, "callspec", None)
-    exact = callspec is not None and callspec.params.get("bits") == 64
-    if request.path.name.startswith("test_golden") and not exact:
+    bits = callspec.params.get("bits") if callspec else None
+    wide = bits == 64 or request.node.get_closest_marker("float64")
+    if request.path.name.startswith("test_golden") and not wide:
         request.getfixturevalue("optimized")
 
 
@@ -82,5 +82,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc):
 
 
 def pytest_configure(config: pytest.Config):
-    """Declares the marker that parametrizes a test over golden files."""
+    """Declares the markers."""
     config.addinivalue_line("markers", "golden(system, *prefixes): run on each golden file")
+    config.addinivalue_line("markers", "float64: compares in float64 alone, not optimized")
