@@ -18,7 +18,7 @@ demo: setup  ## train PCME on the embedded data, print the metrics, write report
 	$(BIN)/python -m jcmr.launch --config=configs/pcme_scenes.py --workdir=runs/pcme_scenes
 
 test: setup  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup  ## style, format, types
 	$(BIN)/ruff check .

@@ -153,7 +153,8 @@ def test_losses_against_loops():
         return weight * total / count
 
     for rule, expected in (("official", official), ("normalised", normalised)):
-        found, gradient = jax.value_and_grad(loss)(jnp.asarray(centers, jnp.float32), rule)
+        value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+        found, gradient = value_and_grad(jnp.asarray(centers, jnp.float32), rule)
         assert found == pytest.approx(weight * value, rel=1e-5)
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
     total, count = center.pairwise_mse([jnp.asarray(x) for x in features])

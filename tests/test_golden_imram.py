@@ -469,6 +469,7 @@ def test_system(golden: Path):
 
 
 @pytest.mark.golden("imram", "imram_train")
+@pytest.mark.float64
 def test_training(golden: Path):
     """Towers, loss, clipping and Adam together.
 
@@ -533,6 +534,7 @@ def evaluate_scores(scores, fold_of_image=None):
 
 
 @pytest.mark.golden("imram", "recall_metrics")
+@pytest.mark.float64
 def test_recalls(golden: Path):
     arrays = load_golden(golden)
     names = ("r@1", "r@5", "r@10", "medr", "meanr")

@@ -126,7 +126,8 @@ def test_text_encoder(golden: Path):
 
 
 @pytest.mark.golden("pcme", "train_trace")
-def test_training(golden: Path):
+@pytest.mark.parametrize(("bits", "loss_rtol", "weight_atol"), [(32, 1e-5, 1e-3), (64, 1e-8, 1e-8)])
+def test_training(golden: Path, bits, loss_rtol, weight_atol):
     """Towers, loss, clipping, AdamP and schedule together, with the noise of the file."""
     arrays = load_golden(golden)
     cfg_of = {name: x.item() for name, x in part(arrays, "cfg/").items()}
@@ -180,36 +181,33 @@ def test_training(golden: Path):
         )
         return sum(term.weight * term.sum / term.count for term in terms.values())
 
-    for bits, loss_rtol, weight_atol in ((32, 1e-5, 1e-3), (64, 1e-8, 1e-8)):
-        with jax.enable_x64(bits == 64):
-            cast = partial(jax.tree.map, partial(jnp.asarray, dtype=f"float{bits}"))
-            now = cast(params)
-            optimizer = make_optimizer(stage, num_steps, now, cfg_of["steps_per_epoch"])
-            opt_state = optimizer.init(now)
-            value_and_grad = jax.jit(jax.value_and_grad(loss))
-            for t in range(cfg_of["steps"]):
-                inputs = part(arrays, f"in/{t}/")
-                inputs = {
-                    name: cast(x) if x.dtype == np.float32 else x for name, x in inputs.items()
-                }
-                value, grads = value_and_grad(now, inputs)
-                np.testing.assert_allclose(value, arrays[f"out{bits}/{t}/loss"], rtol=loss_rtol)
-                both = {name: grads[name] for name in ("image", "text")}
-                norm = arrays[f"out{bits}/{t}/grad_norm_preclip"]
-                np.testing.assert_allclose(optax.tree.norm(both), norm, rtol=10 * loss_rtol)
-                updates, opt_state = optimizer.update(grads, opt_state, now)
-                now = optax.apply_updates(now, updates)
-                for name in ("shift", "negative_scale"):
-                    expected = arrays[f"out{bits}/{t}/{name}"].item()
-                    np.testing.assert_allclose(
-                        now["criterion"][name], expected, rtol=0, atol=weight_atol
-                    )
-        final = rules.convert(mapping, part(arrays, f"out{bits}/final/"), dtype=np.float64)
-        jax.tree.map(
-            partial(np.testing.assert_allclose, rtol=0, atol=weight_atol),
-            {name: now[name] for name in ("image", "text")},
-            final["params"],
-        )
+    with jax.enable_x64(bits == 64):
+        cast = partial(jax.tree.map, partial(jnp.asarray, dtype=f"float{bits}"))
+        now = cast(params)
+        optimizer = make_optimizer(stage, num_steps, now, cfg_of["steps_per_epoch"])
+        opt_state = optimizer.init(now)
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        for t in range(cfg_of["steps"]):
+            inputs = part(arrays, f"in/{t}/")
+            inputs = {name: cast(x) if x.dtype == np.float32 else x for name, x in inputs.items()}
+            value, grads = value_and_grad(now, inputs)
+            np.testing.assert_allclose(value, arrays[f"out{bits}/{t}/loss"], rtol=loss_rtol)
+            both = {name: grads[name] for name in ("image", "text")}
+            norm = arrays[f"out{bits}/{t}/grad_norm_preclip"]
+            np.testing.assert_allclose(optax.tree.norm(both), norm, rtol=10 * loss_rtol)
+            updates, opt_state = optimizer.update(grads, opt_state, now)
+            now = optax.apply_updates(now, updates)
+            for name in ("shift", "negative_scale"):
+                expected = arrays[f"out{bits}/{t}/{name}"].item()
+                np.testing.assert_allclose(
+                    now["criterion"][name], expected, rtol=0, atol=weight_atol
+                )
+    final = rules.convert(mapping, part(arrays, f"out{bits}/final/"), dtype=np.float64)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=0, atol=weight_atol),
+        {name: now[name] for name in ("image", "text")},
+        final["params"],
+    )
 
 
 BITS = (32, 64)
@@ -404,6 +402,7 @@ def test_closed_form_loss(golden: Path, bits):
 
 
 @pytest.mark.golden("pcme", "eval_coco_recall")
+@pytest.mark.float64
 def test_coco_recalls_and_rankings(golden: Path):
     golden_file = load_golden(golden)
     images, owners = golden_file["in/image_ids"], golden_file["in/caption_image_ids"]
@@ -437,6 +436,7 @@ def test_coco_recalls_and_rankings(golden: Path):
 
 
 @pytest.mark.golden("pcme", "eval_coco_recall")
+@pytest.mark.float64
 def test_coco_scores(golden: Path):
     golden_file = load_golden(golden)
     for key in golden_file:
@@ -457,6 +457,7 @@ def test_coco_scores(golden: Path):
 
 
 @pytest.mark.golden("pcme", "eval_cub")
+@pytest.mark.float64
 def test_cub_metrics(golden: Path):
     golden_file = load_golden(golden)
     classes = golden_file["in/image_classes"], golden_file["in/caption_classes"]
@@ -481,6 +482,7 @@ def test_cub_metrics(golden: Path):
 
 
 @pytest.mark.golden("pcme", "eval_cub")
+@pytest.mark.float64
 def test_cub_similarities(golden: Path):
     golden_file = load_golden(golden)
     for key, expected in golden_file.items():
@@ -502,6 +504,7 @@ def test_cub_similarities(golden: Path):
 
 @pytest.mark.golden("pcme", "eval_pmrp")
 @pytest.mark.parametrize("variant", ["full", "drop_last"])
+@pytest.mark.float64
 def test_plausible_match_precisions(golden: Path, variant: str):
     golden_file = load_golden(golden)
     split, task, _ = plausible(golden_file)
@@ -525,6 +528,7 @@ def test_plausible_match_precisions(golden: Path, variant: str):
 
 @pytest.mark.golden("pcme", "eval_pmrp")
 @pytest.mark.parametrize("variant", ["full", "drop_last"])
+@pytest.mark.float64
 def test_plausible_match_precisions_query_by_query(golden: Path, variant: str):
     golden_file = load_golden(golden)
     split, _, known_captions = plausible(golden_file)
@@ -550,6 +554,7 @@ def test_plausible_match_precisions_query_by_query(golden: Path, variant: str):
 
 
 @pytest.mark.golden("pcme", "eccv_metrics")
+@pytest.mark.float64
 def test_eccv_metrics(golden: Path):
     golden_file = load_golden(golden)
     ranking, matching = golden_file["in/ranking"], golden_file["in/gt_padded"]

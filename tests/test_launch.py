@@ -114,13 +114,15 @@ def test_killed_at_a_random_step_it_ends_with_the_same_parameters(finished, cach
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def test_sigterm_saves_and_says_how_to_resume(cache, tmp_path):
+def test_stopped_on_eight_devices_and_finished_on_one(cache, tmp_path):
+    """SIGTERM saves and says how to resume; the number of devices may be another one then."""
+    options = f"--config={SCENES}", f"--workdir={tmp_path}"
     process = subprocess.Popen(
-        command(f"--config={SCENES}", f"--workdir={tmp_path}", "--config.train.log_steps=1"),
+        command(*options, "--config.train.log_steps=1"),
         cwd=ROOT,
-        env=environment(cache),
+        env=environment(cache, 8),
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     deadline = time.monotonic() + 200
@@ -130,8 +132,11 @@ def test_sigterm_saves_and_says_how_to_resume(cache, tmp_path):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert "the state is saved" in said
+    assert "8 device(s)" in said and "the state is saved" in said
     assert f"python -m jcmr.launch --config={SCENES} --workdir={tmp_path}" in said
+    done = run(*options, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr and "1 device(s)" in done.stderr
 
 
 def test_evaluating_again_gives_the_same_numbers(finished, cache):
@@ -152,46 +157,53 @@ def test_a_run_can_be_evaluated_with_another_score(finished, cache, tmp_path):
     assert before.keys() == now.keys() and before != now
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ([f"--config={SCENES}", "--config.train.batch_sise=3"], "batch_size"),
-        ([f"--config={SCENES}", "--config.data.views=3"], "has no --config.data.views"),
-        ([f"--config={SCENES}", "--config.train.batch_size=999"], "does not fill one batch"),
-        ([f"--config={SCENES}", "--config.model.vocab_size=7"], "the data has"),
-        ([f"--config={SCENES}", "--mode=eval"], "holds no finished checkpoint"),
-        (["--config=configs/pcme_scenes.py:wrong"], "not :wrong"),
-        (["--config=configs/no_such.py"], "configs/no_such.py"),
-        ([f"--config={SCENES}", "--config.seed=many"], "seed"),
-        ([f"--config={SCENES}", "--wrokdir=x"], "workdir"),
-        ([], "--config"),
-    ],
-)
-def test_mistakes_end_in_a_sentence(options, words, cache, tmp_path):
-    done = run(*options, f"--workdir={tmp_path}", cache=cache)
-    assert done.returncode != 0
-    assert words in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+MISTAKES = [
+    ([f"--config={SCENES}", "--config.train.batch_sise=3"], "batch_size"),
+    ([f"--config={SCENES}", "--config.data.views=3"], "has no --config.data.views"),
+    ([f"--config={SCENES}", "--config.train.batch_size=999"], "does not fill one batch"),
+    ([f"--config={SCENES}", "--config.model.vocab_size=7"], "the data has"),
+    ([f"--config={SCENES}", "--mode=eval"], "holds no finished checkpoint"),
+    (["--config=configs/pcme_scenes.py:wrong"], "not :wrong"),
+    (["--config=configs/no_such.py"], "configs/no_such.py"),
+    ([f"--config={SCENES}", "--config.seed=many"], "seed"),
+    ([f"--config={SCENES}", "--wrokdir=x"], "workdir"),
+    (
+        [f"--config={SCENES}", "--config.model.word_dim=8", "--workdir={finished}"],
+        "trained with config.model.word_dim = 16, the config now says 8",
+    ),
+    ([], "--config"),
+]
 
 
-def test_another_model_does_not_fit_the_checkpoint(finished, cache):
-    done = run(
-        f"--config={SCENES}", f"--workdir={finished}", "--config.model.word_dim=8", cache=cache
+@pytest.fixture(scope="module")
+def mistaken(finished, cache, tmp_path_factory) -> dict[tuple[str, ...], tuple[int, str]]:
+    """options -> (exit status, all that was said), from forks of one process."""
+    workdir = tmp_path_factory.mktemp("mistaken") / "run"
+    lines = [options for options, _ in MISTAKES]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.forked_launches"],
+        input=json.dumps(
+            [
+                [f"--workdir={workdir}", *(o.format(finished=finished) for o in line)]
+                for line in lines
+            ]
+        ),
+        cwd=ROOT,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert done.returncode == 1
-    assert "trained with config.model.word_dim = 16, the config now says 8" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    return {tuple(options): found for options, found in zip(lines, json.loads(done.stdout))}
 
 
-def test_going_on_with_other_devices(cache, tmp_path):
-    """Saved by 8 devices, finished by 2."""
-    options = f"--config={SCENES}", f"--workdir={tmp_path}"
-    first = run(*options, "--config.train.stages[0].num_epochs=1", cache=cache, num_devices=8)
-    assert first.returncode == 0, first.stderr
-    assert "8 device(s)" in first.stderr
-    second = run(*options, cache=cache, num_devices=2)
-    assert second.returncode == 0, second.stderr
-    assert "resuming" in second.stderr and "2 device(s)" in second.stderr
+@pytest.mark.parametrize(("options", "words"), MISTAKES)
+def test_mistakes_end_in_a_sentence(options, words, mistaken):
+    status, said = mistaken[tuple(options)]
+    assert status != 0
+    assert words in said
+    assert "Traceback" not in said
 
 
 def test_a_batch_must_divide_over_devices(cache, tmp_path):

@@ -251,7 +251,7 @@ def test_cross_entropy_shares_a_row_among_its_matches():
     log_p = np.log(np.where(valid, p / p.sum(1, keepdims=True), 1))
     expected = -(log_p[0, 0] + log_p[0, 1]) / 2 - log_p[1, 2]
     logits[0, 3] = np.nan
-    found, grad = jax.value_and_grad(losses.cross_entropy)(
+    found, grad = jax.jit(jax.value_and_grad(losses.cross_entropy))(
         jnp.float32(logits), Targets(np.float32(positive), valid)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -263,7 +263,7 @@ def test_uniformity_is_the_plain_mean_over_pairs():
     squared = ((x[:, None] - x[None]) ** 2).sum(-1)[np.triu_indices(9, 1)]
     found = losses.uniformity(jnp.float32(x))
     np.testing.assert_allclose(found, np.log(np.exp(-2 * squared).mean()), rtol=1e-5)
-    again = jax.grad(losses.uniformity)(jnp.zeros((9, 4)))
+    again = jax.jit(jax.grad(losses.uniformity))(jnp.zeros((9, 4)))
     assert np.isfinite(again).all()
 
 

@@ -227,7 +227,6 @@ def test_missing_data_is_explained(name, words):
 
 
 NORM = "Convolution_0", "BatchNorm_0"
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def run(options: list[str], cache: Path) -> str:
@@ -235,7 +234,7 @@ def run(options: list[str], cache: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "jcmr.launch", "--config=configs/pcme_coco.py:smoke", *options],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, **environment, "XLA_FLAGS": QUICK_TO_COMPILE},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=900,

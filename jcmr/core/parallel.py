@@ -144,16 +144,6 @@ def between_processes(mapped: Callable[[Any, Batch], Any], mesh: Mesh) -> Callab
     return run
 
 
-def whole_batch(batch: Batch, mesh: Mesh, how: str) -> Batch:
-    """The shapes of the global batch that `put_batch` placed, as a `shard_map`ped step takes it."""
-
-    def whole(x: Array) -> jax.ShapeDtypeStruct:
-        shape = (mesh.size * x.shape[1], *x.shape[2:]) if how == "pmap" else x.shape
-        return jax.ShapeDtypeStruct(shape, x.dtype)
-
-    return jax.tree.map(whole, batch)
-
-
 def put_batch(batch: Batch, mesh: Mesh, how: str = "pmap") -> Batch:
     """Places this host's `batch` on its devices, split along the leading axis.
 

@@ -186,10 +186,8 @@ def train(
             first = True
             while step < stage.end:
                 batch = next(batches)
-                if first:
-                    traced = parallel.data_parallel(body, mesh, "shard_map")
-                    shapes = parallel.whole_batch(batch, mesh, how)
-                    flops = count_work(traced, state, shapes).flops
+                if first:  # traced here, and not again when it runs
+                    flops = count_work(run_step, state, batch).flops
                 with jax.transfer_guard("disallow"):
                     state, values = run_step(state, batch)
                 step += 1
