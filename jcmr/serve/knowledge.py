@@ -78,6 +78,11 @@ class WithCaptions:
         """
         self.examples, self.hits, self.columns, self.which = examples, hits, columns, which
 
+    @property
+    def picture_ids(self) -> np.ndarray:
+        """Those of the questions."""
+        return getattr(self.examples, "picture_ids")  # noqa: B009
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -86,10 +91,10 @@ class WithCaptions:
         return {name: column[0] for name, column in self.take(np.asarray([index])).items()}
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Examples `indices` as a batch."""
+        """Examples `indices` [b], or groups of them [b, q], as a batch."""
         rows, scores = (x[indices] for x in self.hits)
         there = rows >= 0
-        states, rows = self.which[indices][:, None], np.maximum(rows, 0)
+        states, rows = self.which[indices][..., None], np.maximum(rows, 0)
         found = {name: column[states, rows] for name, column in self.columns.items()}
         return {
             **take(self.examples, indices),
