@@ -20,7 +20,7 @@ from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.data import augment, loader, resident
 from jcmr.data.options import LoaderOptions, pick
-from jcmr.data.questions import draw_groups
+from jcmr.data.questions import draw_groups, picture_ids
 from jcmr.data.text import make_token_dropping
 from jcmr.eval import (
     attention_report,
@@ -88,7 +88,7 @@ def make_reader(config: Config, source: Source) -> loader.Loader:
         raise ValueError("config.data.resident reads single questions; set config.data.group to 0.")
     order = getattr(source, "order", None)
     if options.group:
-        order = partial(draw_groups, getattr(source.train, "picture_ids"), options.group)  # noqa: B009
+        order = partial(draw_groups, picture_ids(source.train), options.group)
     return loader.make_loader(
         resident.Rows(len(source.train)) if options.resident else source.train,
         config.train.batch_size,

@@ -177,6 +177,8 @@ def test_options_are_checked():
         make(fussion="fid")
     with pytest.raises(ValueError, match="fusion is 'sum'; it can be concat, fid"):
         make(fusion="sum")
+    with pytest.raises(ValueError, match=r"tower_widths is \(16, 32\); give three"):
+        make(tower_widths=[16, 32])
 
 
 @pytest.fixture(scope="module")

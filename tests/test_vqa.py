@@ -10,7 +10,7 @@ from PIL import Image
 
 from jcmr.core import parallel
 from jcmr.core.types import Knowledge, QuestionSplit, Task
-from jcmr.data.questions import Answers, Asked, all_groups, draw_groups
+from jcmr.data.questions import Answers, Asked, all_groups, draw_groups, picture_ids
 from jcmr.data.records import Arrays, take
 from jcmr.data.scenes import questions as made
 from jcmr.data.scenes import world
@@ -181,6 +181,13 @@ def test_groups_of_questions():
     assert (ids[rows] == ids[rows[:, :1]]).all() and len(np.unique(rows)) == len(ids)
     assert len(rows) == sum(-(-num // 4) for num in range(1, 10))
     assert all_groups(np.asarray([5, 3, 4]), 4).tolist() == [[1], [2], [0]]
+
+
+def test_groups_are_checked():
+    with pytest.raises(ValueError, match="group is -1; a picture has at least one question"):
+        draw_groups(np.zeros(2), -1, 0, 0)
+    with pytest.raises(ValueError, match=r"config.data.group .* this data does not have"):
+        picture_ids(Arrays({}))
 
 
 def test_a_group_reads_its_picture_once():

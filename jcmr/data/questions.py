@@ -75,6 +75,21 @@ class Asked:
         }
 
 
+def picture_ids(examples: Any) -> np.ndarray:
+    """The picture of each question, int [n].
+
+    Raises:
+      ValueError: the examples are no questions.
+    """
+    ids = getattr(examples, "picture_ids", None)
+    if ids is None:
+        raise ValueError(
+            "config.data.group makes examples of a picture and its questions, which this data does "
+            "not have; set it to 0."
+        )
+    return ids
+
+
 def draw_groups(ids: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """An epoch's order of pictures, each with `size` of its questions, int [pictures, size].
 
@@ -85,7 +100,12 @@ def draw_groups(ids: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray
       size: q.
       seed: decides the order, with `epoch`.
       epoch: counts from 0.
+
+    Raises:
+      ValueError: a size below one.
     """
+    if size < 1:
+        raise ValueError(f"config.data.group is {size}; a picture has at least one question.")
     rng = np.random.default_rng([seed, epoch])
     mixed = rng.permutation(len(ids))
     rows, starts, counts = by_picture(ids, mixed)

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from jcmr.core import parallel
 from jcmr.core.types import QuestionSplit, RandomAccess, Task, Variables
-from jcmr.data.questions import all_groups
+from jcmr.data.questions import all_groups, picture_ids
 from jcmr.data.records import Arrays, take
 from jcmr.eval.answers import answer_scores, best_answers
 from jcmr.eval.embed import Prepare, embed, encode_batch
@@ -237,7 +237,7 @@ def make_evaluator(
     size = min(options.batch_size, num_answers)
     rows = np.arange(len(split.kinds))
     if group:
-        rows = all_groups(getattr(split.examples, "picture_ids"), group)  # noqa: B009
+        rows = all_groups(picture_ids(split.examples), group)
 
     def evaluate(variables: Variables) -> Results:
         variables = parallel.replicate(variables, mesh)

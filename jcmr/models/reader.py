@@ -234,7 +234,7 @@ class Reader(nn.Module):
         picture = self.picture(inputs, train, axis, None if keys is None else keys[::times])
         # What a picture shows reaches the answer without a detour, as the towers learn little from
         # what attention does not find yet.
-        start = self.start + picture.mean(axis=1, keepdims=True)
+        start = self.start + dtypes.at_least_float32(picture).mean(axis=1, keepdims=True)
         asked = self.sentence(text, QUESTION, self.question_places)
         seen = jnp.concatenate([start, picture], axis=1)
         seen = jnp.concatenate([repeat(seen, times), asked], axis=1)
@@ -336,7 +336,14 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: an unknown option or value.
     """
-    return make_options(Config, cfg, CHOICES, "reader")
+    options = make_options(Config, cfg, CHOICES, "reader")
+    widths = tuple(options.tower_widths)
+    if len(widths) != 3:
+        raise ValueError(
+            f"config.model.tower_widths is {widths}; give three: of the two stages and of what "
+            f"the tower gives."
+        )
+    return dataclasses.replace(options, tower_widths=widths)
 
 
 def make(cfg: Mapping[str, Any], answer_text: np.ndarray) -> Task:

@@ -23,6 +23,7 @@ from jcmr.core import parallel
 from jcmr.core.types import Knowledge, QuestionSource, QuestionSplit, RandomAccess
 from jcmr.data import augment
 from jcmr.data.cache import load_or_make
+from jcmr.data.questions import picture_ids
 from jcmr.data.records import Arrays, take
 from jcmr.eval.embed import embed
 from jcmr.index.live import Index, open_index, refresh
@@ -81,7 +82,7 @@ class WithCaptions:
     @property
     def picture_ids(self) -> np.ndarray:
         """Those of the questions."""
-        return getattr(self.examples, "picture_ids")  # noqa: B009
+        return picture_ids(self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)
