@@ -20,6 +20,7 @@ from jcmr.core import parallel
 from jcmr.core.types import RetrievalSplit, Source, Task, Variables, split_list
 from jcmr.data import augment, loader, resident
 from jcmr.data.options import LoaderOptions, pick
+from jcmr.data.questions import draw_groups, picture_ids
 from jcmr.data.text import make_token_dropping
 from jcmr.eval import (
     attention_report,
@@ -83,13 +84,18 @@ def make_reader(config: Config, source: Source) -> loader.Loader:
             "config.data.token_drop_rate drops words on the host, where a resident data set is not "
             "seen again; set it to 0, or config.data.resident to False."
         )
+    if options.resident and options.group:
+        raise ValueError("config.data.resident reads single questions; set config.data.group to 0.")
+    order = getattr(source, "order", None)
+    if options.group:
+        order = partial(draw_groups, picture_ids(source.train), options.group)
     return loader.make_loader(
         resident.Rows(len(source.train)) if options.resident else source.train,
         config.train.batch_size,
         config.seed,
         workers=options.workers,
         transform=drop,
-        order=getattr(source, "order", None),
+        order=order,
     )
 
 
@@ -134,7 +140,10 @@ def make_question_evaluate(
         look_up = partial(source.look_up, asked)
         look_up = look_up if controls else cache(look_up)
     prepare, num = augment.make_prepare(config.data), len(source.answers)
-    return vqa.make_evaluator(task, asked, look_up, num, config.eval, prepare, mesh, controls)
+    group = pick(LoaderOptions, config.data).group
+    return vqa.make_evaluator(
+        task, asked, look_up, num, config.eval, prepare, mesh, controls, group
+    )
 
 
 def with_captions(config: Config, workdir: Path, source: Any, mesh: Mesh) -> Any:

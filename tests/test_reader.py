@@ -44,6 +44,15 @@ def make_batch(rows: int = 8, image: bool = False) -> dict[str, np.ndarray]:
     return batch
 
 
+def in_groups(batch, size: int):
+    """Each picture with `size` questions, and the same questions each with its picture."""
+    seen = {name: x[: len(x) // size] for name, x in batch.items() if name in reader.SEEN}
+    asked = {name: x for name, x in batch.items() if name not in reader.SEEN}
+    groups = {name: x.reshape(-1, size, *x.shape[1:]) for name, x in asked.items()}
+    each = {name: np.repeat(x, size, axis=0) for name, x in seen.items()}
+    return {**seen, **groups}, {**each, **asked}
+
+
 def make(**options):
     return reader.make({**SMALL, "image": "regions", **options}, ANSWERS)
 
@@ -55,7 +64,45 @@ def encode(task, variables, batch):
 def test_devices_do_not_matter():
     """Dropout, and captions that are left out or exchanged."""
     rates = {"no_caption_rate": 0.3, "other_caption_rate": 0.3, "dropout_rate": 0.2}
-    check_devices(make(**rates), make_batch())
+    check_devices(make(**rates), in_groups(make_batch(16), 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("image", "fusion"), [(True, "concat"), (False, "fid")], ids=["pixels", "regions"]
+)
+def test_groups_are_their_questions(image, fusion):
+    """One picture for several questions gives the loss and gradient of one for each, for less."""
+    options = {"fusion": fusion, "pool": 2, "image": "compact" if image else "regions"}
+    task = make(**options, no_caption_rate=0.3, other_caption_rate=0.0)
+    groups, each = in_groups(make_batch(8, image), 4)
+    variables = task.init(jax.random.key(0), groups)
+    check_equal(variables, task.init(jax.random.key(0), each))
+
+    def loss(params, batch):
+        terms, _ = task.loss({**variables, "params": params}, batch, jax.random.key(1), None)
+        return terms["answer"].sum / terms["answer"].count
+
+    step = jax.jit(jax.value_and_grad(loss))
+    check_equal(step(variables["params"], groups), step(variables["params"], each))
+    encode = jax.jit(task.encode["question"])
+    found = encode(variables, groups)
+    check_equal(found, encode(variables, each).reshape(2, 4, -1))
+    if image:
+        lowered = [step.lower(variables["params"], batch) for batch in (groups, each)]
+        once, often = (program.cost_analysis()["flops"] for program in lowered)
+        assert once < 0.5 * often
+
+
+def check_equal(found, expected):
+    def compare(a, e):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * max(1.0, np.abs(e).max()))
+
+    jax.tree.map(compare, found, expected)
+
+
+def test_a_grid_must_divide():
+    with pytest.raises(ValueError, match="pool is 4, which does not divide the 2x2 grid"):
+        jax.eval_shape(make(image="compact", pool=4).init, jax.random.key(0), make_batch(2, True))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "fid"])
@@ -113,12 +160,13 @@ def test_answers_are_scored_by_their_words():
 def test_captions_are_dropped_at_the_given_rates():
     rows = 4000
     text = jnp.arange(1, rows + 1)[:, None, None] * jnp.ones((1, 2, 3), jnp.int32)
-    batch = {"question": text[:, 0], "retrieved": text, "retrieved_score": jnp.ones((rows, 2))}
+    asked = {"regions": jnp.ones((rows // 4, 1, 1)), "question": text[:, 0]}  # 4 a picture
+    batch = {**asked, "retrieved": text, "retrieved_score": jnp.ones((rows, 2))}
     cfg = reader.make_config({**SMALL, "no_caption_rate": 0.2, "other_caption_rate": 0.3})
     got = reader.drop_captions(batch, jax.random.key(3), None, cfg)
     first = np.asarray(got["retrieved"][:, 0, 0])
     none, kept = first == 0, first == np.arange(1, rows + 1)
-    following = first == np.roll(np.arange(1, rows + 1), -1)
+    following = first == np.roll(np.arange(1, rows + 1), -4)
     assert (none | kept | following).all()
     assert abs(none.mean() - 0.2) < 0.03 and abs(following.mean() - 0.3) < 0.03
     np.testing.assert_array_equal(np.asarray(got["retrieved_score"][:, 0] == 0), none)
@@ -129,6 +177,8 @@ def test_options_are_checked():
         make(fussion="fid")
     with pytest.raises(ValueError, match="fusion is 'sum'; it can be concat, fid"):
         make(fusion="sum")
+    with pytest.raises(ValueError, match=r"tower_widths is \(16, 32\); give three"):
+        make(tower_widths=[16, 32])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from jcmr.core import parallel
 from jcmr.core.types import Knowledge, QuestionSplit, Task
-from jcmr.data.records import Arrays
+from jcmr.data.questions import Answers, Asked, all_groups, draw_groups, picture_ids
+from jcmr.data.records import Arrays, take
 from jcmr.data.scenes import questions as made
 from jcmr.data.scenes import world
 from jcmr.data.sources import easy_vqa, scenes_cards, scenes_vqa, vqa2
@@ -61,7 +62,7 @@ def test_questions_are_true(track):
     pairs, cards = made.Pairs(pool, known), [made.cards(0, number) for number in (0, 1)]
     same = []
     for index in range(600):
-        question = made.sample_question(made.generator(1, 2, index), pairs, known, chosen)
+        (question,) = made.sample_questions(made.generator(1, 2, index), pairs, known, chosen)
         attributes = question.scene.attributes
         entities = made.entity_id(*attributes[:, :3].T)
         assert set(entities) <= set(pool)
@@ -106,7 +107,7 @@ def test_questions_are_true(track):
 
 
 def test_items_do_not_depend_on_order():
-    arguments = 3, 20, tuple(range(50)), 2, "solo"
+    arguments = 3, 20, tuple(range(50)), 2, "solo", 3
     whole = scenes_vqa.make_items(0, 12, *arguments)
     for first, last in ((6, 12), (0, 6)):
         part = scenes_vqa.make_items(first, last, *arguments)
@@ -146,6 +147,63 @@ def test_scenes_as_questions_and_as_cards(tmp_path):
         scenes_vqa.make({"track": "duo"})
     with pytest.raises(ValueError, match="num_worlds is 0"):
         scenes_vqa.make({"num_worlds": 0})
+
+
+def test_scenes_with_several_questions(tmp_path):
+    """They share a picture and its world, and the first is what it is without the others."""
+    options = {**SMALL, "cache_dir": str(tmp_path)}
+    one, three = (scenes_vqa.make({**options, "num_questions": num}) for num in (1, 3))
+    train = three.train
+    assert len(train) == 120 and train.picture_ids.tolist() == [i // 3 for i in range(120)]
+    np.testing.assert_array_equal(one.questions("dev").texts, three.questions("dev").texts)
+    words = {number: word for word, number in three.vocabulary.items()}
+    for name, (rows, oracle) in three.train_knowledge.items():
+        assert {i // 3 % 2 for i in rows} == {int(name[-1])}
+        captions = three.knowledge(name).captions
+        for row, cards in zip(rows, oracle):
+            answer = words[three.answer_text[train[row]["answer"].argmax(), 0]]
+            assert all(answer in captions[card].split() for card in cards[cards >= 0])
+    with pytest.raises(ValueError, match="num_questions is 0; one is the least"):
+        scenes_vqa.make({"num_questions": 0})
+
+
+def test_groups_of_questions():
+    ids = np.random.default_rng(0).permutation(np.repeat(np.arange(9) * 7, np.arange(1, 10)))
+    drawn = [draw_groups(ids, 4, 0, epoch) for epoch in range(9)]
+    np.testing.assert_array_equal(drawn[3], draw_groups(ids, 4, 0, 3))
+    for rows in drawn:
+        assert rows.shape == (9, 4) and sorted(ids[rows[:, 0]]) == list(np.arange(9) * 7)
+        assert (ids[rows] == ids[rows[:, :1]]).all()
+        counts = [len(set(row)) for row in rows[np.argsort(ids[rows[:, 0]])]]
+        assert counts == [1, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert len(np.unique(drawn)) == len(ids)  # all are seen some time
+    rows = all_groups(ids, 4)
+    assert (ids[rows] == ids[rows[:, :1]]).all() and len(np.unique(rows)) == len(ids)
+    assert len(rows) == sum(-(-num // 4) for num in range(1, 10))
+    assert all_groups(np.asarray([5, 3, 4]), 4).tolist() == [[1], [2], [0]]
+
+
+def test_groups_are_checked():
+    with pytest.raises(ValueError, match="group is -1; a picture has at least one question"):
+        draw_groups(np.zeros(2), -1, 0, 0)
+    with pytest.raises(ValueError, match=r"config.data.group .* this data does not have"):
+        picture_ids(Arrays({}))
+
+
+def test_a_group_reads_its_picture_once():
+    """The columns of single questions, reshaped, but for the picture."""
+    pictures = Arrays({"image": np.arange(3)})
+    people = Answers(np.asarray([[0, 1, -1], [1, 1, 1], [0, -1, -1], [2, 2, 0], [1, 0, 0]]), 2)
+    asked = Asked(pictures, np.asarray([2, 2, 0, 2, 0]), np.arange(5), np.eye(5), people)
+    rows = np.asarray([[0, 3, 1], [4, 2, 4]])
+    hits = knowledge.Hits(np.asarray([[3, 0], [1, -1], [2, 1], [0, 1], [1, 2]]), np.eye(5)[:, :2])
+    columns = {"retrieved": np.arange(24).reshape(2, 4, 3)}
+    examples = knowledge.WithCaptions(asked, hits, columns, np.asarray([0, 1, 1, 0, 1]))
+    found, single = take(examples, rows), take(examples, rows.reshape(-1))
+    assert found["image"].tolist() == [2, 0]
+    for name in ("question", "answer", "retrieved", "retrieved_score"):
+        shape = 2, 3, *single[name].shape[1:]
+        np.testing.assert_array_equal(found[name], single[name].reshape(shape))
 
 
 def write_easy(root, questions=None):
@@ -440,7 +498,8 @@ def test_accuracies_before_and_after_a_swap(tmp_path):
     def look_up(state):
         row = names.index(state) if state in names else None
         given = np.zeros(num, int) if row is None else said[row]
-        return Arrays({"question": given.astype(np.int32)})
+        ids = np.arange(num) // 4 * 5 % 7
+        return Asked(Arrays({"image": ids}), ids, ids, given.astype(np.int32))
 
     split = split._replace(examples=look_up("old"))
     task = Task(
@@ -472,6 +531,10 @@ def test_accuracies_before_and_after_a_swap(tmp_path):
     assert found["swap/same_logits"] == 1 and found["swap/recompilations"] == 0
     assert found["facts/no_retrieval/accuracy"] == pytest.approx((truth[0] == 0)[facts].mean())
     assert "seen/stale/accuracy" not in found and "facts/stability" not in found
+    cfg, mesh = {"batch_size": 8}, parallel.make_mesh()
+    args = task, split, look_up, v, cfg, lambda b: b, mesh
+    for group in (3, 9):  # fewer and more than a picture has
+        assert vqa.make_evaluator(*args, group=group)({}).metrics == found
     alone = vqa.make_evaluator(
         task, split, None, v, {"batch_size": 8}, lambda b: b, parallel.make_mesh()
     )({})

@@ -23,7 +23,8 @@ from jcmr.core.types import Batch, RandomAccess
 from jcmr.data.records import stack, take
 
 Order = Callable[[int, int], np.ndarray]
-"""(seed, epoch) -> indices of the examples of that epoch, the same number in every epoch."""
+"""(seed, epoch) -> indices of the examples of that epoch, the same number in every epoch: [n], or
+[n, q] where `records.take` makes an example of q of them."""
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
 """(example, rng) -> example: augmentation on the host, such as token dropping."""
 

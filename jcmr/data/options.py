@@ -35,6 +35,9 @@ class LoaderOptions(NamedTuple):
     """Names the file jcmr/data/sources/<source>.py."""
     workers: int = 0
     token_drop_rate: float = 0.0
+    group: int = 0
+    """Questions about a picture that make an example, so that it is encoded once for all of them;
+    0 gives each question its own. config.train.batch_size then counts pictures."""
     resident: bool = False
     """Keeps the whole training set on every device (`data.resident`); then words are not dropped
     and there is one process."""

@@ -28,9 +28,10 @@ class Answers:
         return {"answer": self.take(np.asarray([index]))["answer"][0]}
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Questions `indices`."""
-        v = self.num_answers
-        return {"answer": soft_targets(self.people[indices], v + 1, unknown=v)[:, :v]}
+        """Questions `indices`, in the shape of these."""
+        v, people = self.num_answers, self.people[indices]
+        worth = soft_targets(people.reshape(-1, people.shape[-1]), v + 1, unknown=v)[:, :v]
+        return {"answer": worth.reshape(*people.shape[:-1], v)}
 
 
 class Asked:
@@ -64,14 +65,76 @@ class Asked:
         return {name: column[0] for name, column in self.take(np.asarray([index])).items()}
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Questions `indices` as a batch."""
+        """Questions `indices` [b] as a batch; of groups [b, q] the picture is that of the first."""
         indices = np.asarray(indices)
         more = {} if self.answers is None else take(self.answers, indices)
         return {
-            **take(self.pictures, self.rows[indices]),
+            **take(self.pictures, self.rows[indices.reshape(len(indices), -1)[:, 0]]),
             "question": self.text[indices],
             **more,
         }
+
+
+def picture_ids(examples: Any) -> np.ndarray:
+    """The picture of each question, int [n].
+
+    Raises:
+      ValueError: the examples are no questions.
+    """
+    ids = getattr(examples, "picture_ids", None)
+    if ids is None:
+        raise ValueError(
+            "config.data.group makes examples of a picture and its questions, which this data does "
+            "not have; set it to 0."
+        )
+    return ids
+
+
+def draw_groups(ids: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """An epoch's order of pictures, each with `size` of its questions, int [pictures, size].
+
+    Pictures and questions are drawn anew in each epoch; who has fewer questions repeats them.
+
+    Args:
+      ids: int [n], the picture of each question.
+      size: q.
+      seed: decides the order, with `epoch`.
+      epoch: counts from 0.
+
+    Raises:
+      ValueError: a size below one.
+    """
+    if size < 1:
+        raise ValueError(f"config.data.group is {size}; a picture has at least one question.")
+    rng = np.random.default_rng([seed, epoch])
+    mixed = rng.permutation(len(ids))
+    rows, starts, counts = by_picture(ids, mixed)
+    places = starts[:, None] + np.arange(size) % counts[:, None]
+    return rng.permutation(rows[places])
+
+
+def all_groups(ids: np.ndarray, size: int) -> np.ndarray:
+    """All questions in groups about one picture, int [g, q], with q = `size` or all it has if less.
+
+    The last group of a picture repeats its last question.
+
+    >>> all_groups(np.array([7, 5, 7, 7]), 2).tolist()
+    [[1, 1], [0, 2], [3, 3]]
+    """
+    rows, starts, counts = by_picture(ids, np.arange(len(ids)))
+    size = min(size, int(counts.max()))
+    groups = -(-counts // size)
+    first = np.concatenate([size * np.arange(num) for num in groups])
+    starts, counts = np.repeat(starts, groups), np.repeat(counts, groups)
+    places = np.minimum(first[:, None] + np.arange(size), counts[:, None] - 1)
+    return rows[starts[:, None] + places]
+
+
+def by_picture(ids: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Questions picture by picture, each picture's as in `order`; where it starts; how many."""
+    rows = order[np.argsort(ids[order], kind="stable")]
+    _, starts, counts = np.unique(ids[rows], return_index=True, return_counts=True)
+    return rows, starts, counts
 
 
 def read_json(path: Path, origin: str) -> Any:

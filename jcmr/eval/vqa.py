@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from jcmr.core import parallel
 from jcmr.core.types import QuestionSplit, RandomAccess, Task, Variables
+from jcmr.data.questions import all_groups, picture_ids
 from jcmr.data.records import Arrays, take
 from jcmr.eval.answers import answer_scores, best_answers
 from jcmr.eval.embed import Prepare, embed, encode_batch
@@ -86,9 +87,13 @@ LookUp = Callable[[str], RandomAccess]
 """State -> the questions as a reader gets them."""
 
 
-@partial(jax.jit, static_argnames="score")
-def score_batch(score: Callable, variables: Variables, asked: Any, gallery: Any) -> jax.Array:
-    """Logits [b, v] of answers to embedded questions."""
+@partial(jax.jit, static_argnames=("score", "grouped"))
+def score_batch(
+    score: Callable, grouped: bool, variables: Variables, asked: Any, gallery: Any
+) -> jax.Array:
+    """Logits [b, v] of answers to embedded questions [b, ...], or in groups [p, q, ...], b = pq."""
+    if grouped:
+        asked = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), asked)
     return score(variables, asked, gallery)
 
 
@@ -97,26 +102,34 @@ def read(
     variables: Variables,
     gallery: Any,
     examples: RandomAccess,
+    rows: np.ndarray,
     truths: Mapping[str, RandomAccess],
     batch_size: int,
     prepare: Prepare,
     mesh: Mesh,
 ) -> Answered:
-    """Answers all examples, in batches of one shape."""
-    num = len(examples)
-    batch_size = -(-batch_size // mesh.size) * mesh.size
+    """Answers all examples, in batches of one shape.
+
+    `rows` has each of them once, int [n], or in groups about one picture, [g, q], where it may
+    have some several times.
+    """
+    num, grouped = len(examples), rows.ndim > 1
+    batch_size = batch_size // rows.shape[1] if grouped else batch_size
+    batch_size = max(-(-batch_size // mesh.size), 1) * mesh.size
     digest = hashlib.sha256()
     best, worth = np.empty(num, int), {name: np.empty(num) for name in truths}
-    for start in range(0, num, batch_size):
-        indices = np.minimum(np.arange(start, start + batch_size), num - 1)
-        real = indices[: min(batch_size, num - start)]
+    for start in range(0, len(rows), batch_size):
+        # The last batch is filled up with the last row.
+        indices = rows[np.minimum(np.arange(start, start + batch_size), len(rows) - 1)]
         batch = parallel.put_batch(take(examples, indices), mesh, "shard_map")
         asked = encode_batch(task.encode["question"], prepare, mesh, variables, batch)
-        logits = np.asarray(score_batch(task.score, variables, asked, gallery))[: len(real)]
+        logits = np.asarray(score_batch(task.score, grouped, variables, asked, gallery))
         digest.update(logits.tobytes())
-        best[real] = best_answers(logits, unknown=None)
+        asked_rows = indices.reshape(-1)
+        best[asked_rows] = best_answers(logits, unknown=None)
         for name, answers in truths.items():
-            worth[name][real] = answer_scores(logits, take(answers, real)["answer"], unknown=None)
+            truth = take(answers, asked_rows)["answer"]
+            worth[name][asked_rows] = answer_scores(logits, truth, unknown=None)
     return Answered(best, worth, digest.hexdigest(), examples)
 
 
@@ -202,6 +215,7 @@ def make_evaluator(
     prepare: Prepare,
     mesh: Mesh,
     controls: bool = True,
+    group: int = 0,
 ) -> Callable[[Variables], Results]:
     """Builds `evaluate(variables)`; see the top of this file.
 
@@ -214,12 +228,16 @@ def make_evaluator(
       prepare: from stored items to inputs.
       mesh: devices.
       controls: also the swap and all other states; else the first alone.
+      group: questions about one picture that are read together; 0 for each alone.
     """
     options = read_options(cfg)
     first = next(iter(split.truths))
     states = states_of(split) if look_up and controls else [first]
     all_answers = Arrays({"id": np.arange(num_answers, dtype=np.int32)})
     size = min(options.batch_size, num_answers)
+    rows = np.arange(len(split.kinds))
+    if group:
+        rows = all_groups(picture_ids(split.examples), group)
 
     def evaluate(variables: Variables) -> Results:
         variables = parallel.replicate(variables, mesh)
@@ -228,9 +246,8 @@ def make_evaluator(
 
         def answer(state: str) -> Answered:
             examples = look_up(first if state == BACK else state) if look_up else split.examples
-            return read(
-                task, variables, gallery, examples, split.truths, options.batch_size, prepare, mesh
-            )
+            some = split.truths, options.batch_size, prepare, mesh
+            return read(task, variables, gallery, examples, rows, *some)
 
         answered = {first: answer(first)}
         metrics: dict[str, float] = {}

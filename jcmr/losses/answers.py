@@ -30,8 +30,10 @@ def repeat_answers(answers: np.ndarray) -> np.ndarray:
             f"A question has {answers.shape[1]} answers; their scores are defined for the first "
             f"{NUM_PEOPLE} of them."
         )
-    rows = [row[row != ABSENT] if (row != ABSENT).any() else row for row in answers]
-    return np.array([np.resize(row, NUM_PEOPLE) for row in rows], int).reshape(-1, NUM_PEOPLE)
+    there = answers != ABSENT
+    first = np.take_along_axis(answers, np.argsort(~there, axis=1, kind="stable"), axis=1)
+    places = np.arange(NUM_PEOPLE) % np.maximum(there.sum(axis=1, keepdims=True), 1)
+    return np.take_along_axis(first, places, axis=1)
 
 
 def soft_targets(answers: np.ndarray, num_answers: int, unknown: int | None = 0) -> np.ndarray:

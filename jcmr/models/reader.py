@@ -45,6 +45,10 @@ class Config:
     alone and a last token attends to all, which costs no more than linear in K."""
     grid: bool = True
     """Tells image tokens where in a square grid they are; False for detected regions."""
+    tower_widths: tuple[int, int, int] = (48, 128, 256)
+    """Channels of the two stages of the compact tower, and of what it gives."""
+    pool: int = 1
+    """Side of the squares of the compact tower's grid that become a token, by their maximum."""
     normalise_regions: bool = False
     dropout_rate: float = 0.0
     no_caption_rate: float = 0.1
@@ -54,6 +58,8 @@ class Config:
     dtype: str = "float32"
 
 
+SEEN = ("image", "regions")
+"""What a batch may hold of pictures; all else belongs to questions."""
 CHOICES = {"image": ("compact", "regions"), "fusion": ("concat", "fid")}
 PICTURE, QUESTION, CAPTION, FOUND = range(4)
 """Segments."""
@@ -105,6 +111,32 @@ class Places(nn.Module):
         return self.param("table", nn.initializers.normal(0.02), (size, self.width))
 
 
+def ungrouped(batch: Batch) -> Batch:
+    """Questions in groups about p pictures, [p, q, ...], as [p q, ...]; pictures stay [p, ...]."""
+    if batch["question"].ndim == 2:
+        return batch
+    return {n: x if n in SEEN else x.reshape(-1, *x.shape[2:]) for n, x in batch.items()}
+
+
+def times_asked(batch: Batch) -> int:
+    """How many questions in a row are about each picture of an ungrouped batch."""
+    return len(batch["question"]) // len(next(batch[name] for name in SEEN if name in batch))
+
+
+def largest(x: Array, side: int) -> Array:
+    """The maxima of squares of a grid [b, h, w, c], [b, h / side, w / side, c].
+
+    Raises:
+      ValueError: the squares do not cover the grid.
+    """
+    b, h, w, c = x.shape
+    if h % side or w % side:
+        raise ValueError(
+            f"config.model.pool is {side}, which does not divide the {h}x{w} grid of the tower."
+        )
+    return x.reshape(b, h // side, side, w // side, side, c).max(axis=(2, 4))
+
+
 def repeat(x: Array, times: int) -> Array:
     """Each row `times` times, [b, ...] -> [b * times, ...]."""
     return jnp.repeat(x, times, axis=0)
@@ -121,7 +153,8 @@ class Reader(nn.Module):
         """The parts."""
         cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
         if cfg.image == "compact":
-            self.backbone: Any = CompactNet(dtype=dtype)
+            *widths, features = cfg.tower_widths
+            self.backbone: Any = CompactNet((widths[0], widths[1]), features, dtype=dtype)
         else:
             self.backbone = Regions(0, cfg.normalise_regions, cfg.dropout_rate)
         small = nn.initializers.normal(0.02)
@@ -149,6 +182,7 @@ class Reader(nn.Module):
         cfg = self.cfg
         if cfg.image == "compact":
             x = self.backbone(inputs["image"], train, axis)
+            x = largest(x, cfg.pool)
             x = x.reshape(len(x), -1, x.shape[-1])
         else:
             x = self.backbone(inputs["regions"], keys)
@@ -186,18 +220,24 @@ class Reader(nn.Module):
         """What the answer should be like, [b, width].
 
         Args:
-          inputs: "image" or "regions"; "question" [b, q]; where captions are looked up,
-            "retrieved" word ids [b, k, t], all 0 where there is none, "retrieved_score" [b, k],
-            and optionally "retrieved_vector" [b, k, e], embeddings of their pictures.
+          inputs: "question" [b, q]; "image" or "regions" of as many pictures, or of a divisor p:
+            then of each b / p questions in a row; where captions are looked up, "retrieved" word
+            ids [b, k, t], all 0 where there is none, "retrieved_score" [b, k], and optionally
+            "retrieved_vector" [b, k, e], embeddings of their pictures.
           train: use and record batch statistics.
           axis: device axis.
           keys: [b], of dropout.
         """
         text = inputs["question"]
         rows = len(text)
-        start = jnp.broadcast_to(self.start, (rows, 1, self.cfg.width))
+        times = times_asked(inputs)
+        picture = self.picture(inputs, train, axis, None if keys is None else keys[::times])
+        # What a picture shows reaches the answer without a detour, as the towers learn little from
+        # what attention does not find yet.
+        start = self.start + dtypes.at_least_float32(picture).mean(axis=1, keepdims=True)
         asked = self.sentence(text, QUESTION, self.question_places)
-        seen = jnp.concatenate([start, self.picture(inputs, train, axis, keys), asked], axis=1)
+        seen = jnp.concatenate([start, picture], axis=1)
+        seen = jnp.concatenate([repeat(seen, times), asked], axis=1)
         ones = jnp.ones((rows, seen.shape[1] - text.shape[1]), bool)
         mask = jnp.concatenate([ones, text > 0], axis=1)
         captions = self.captions(inputs) if "retrieved" in inputs else None
@@ -258,7 +298,7 @@ def score(variables: Variables, query: Array, gallery: tuple[Array, Array]) -> A
 
 
 def drop_captions(batch: Batch, key: Array, axis: str | None, cfg: Config) -> Batch:
-    """A batch in which some questions get no captions, and some those of the next question.
+    """A batch in which some questions get no captions, and some those of the next picture.
 
     So the reader learns to answer from the picture where it can, and not to trust whatever it is
     given. What an example gets does not depend on the number of devices.
@@ -269,7 +309,7 @@ def drop_captions(batch: Batch, key: Array, axis: str | None, cfg: Config) -> Ba
     rows = len(batch["question"])
     draw = jax.vmap(jax.random.uniform)(parallel.example_keys(key, rows, axis))
     first, (everyone, total) = parallel.first_row(rows, axis), gathered(batch, names, axis)
-    following = (first + jnp.arange(rows) + 1) % total
+    following = (first + jnp.arange(rows) + times_asked(batch)) % total
     none = draw < cfg.no_caption_rate
     other = ~none & (draw < cfg.no_caption_rate + cfg.other_caption_rate)
 
@@ -296,23 +336,31 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: an unknown option or value.
     """
-    return make_options(Config, cfg, CHOICES, "reader")
+    options = make_options(Config, cfg, CHOICES, "reader")
+    widths = tuple(options.tower_widths)
+    if len(widths) != 3:
+        raise ValueError(
+            f"config.model.tower_widths is {widths}; give three: of the two stages and of what "
+            f"the tower gives."
+        )
+    return dataclasses.replace(options, tower_widths=widths)
 
 
 def make(cfg: Mapping[str, Any], answer_text: np.ndarray) -> Task:
     """The system that `config.model` describes, for answers with the words int32 [v, a].
 
-    Seen as retrieval, questions (with what they come with) find answers.
+    Seen as retrieval, questions (with what they come with) find answers. A batch holds a picture a
+    question, or a picture for each group of questions (`ungrouped`), and is encoded as it is held.
     """
     config = make_config(cfg)
     model = Reader(config, tuple(tuple(row) for row in np.asarray(answer_text).tolist()))
 
     def init(key: Array, batch: Batch) -> Variables:
-        return jax.jit(model.init)(key, {name: x[:1] for name, x in batch.items()})
+        return jax.jit(model.init)(key, ungrouped({name: x[:1] for name, x in batch.items()}))
 
     def loss(variables: Variables, batch: Batch, key: Array, axis: str | None):
         caption_key, dropout_key = jax.random.split(key)
-        batch = drop_captions(batch, caption_key, axis, config)
+        batch = drop_captions(ungrouped(batch), caption_key, axis, config)
         keys = parallel.example_keys(dropout_key, len(batch["question"]), axis)
         wanted, mutables = model.apply(
             variables, batch, True, axis, keys, method="embed_question", mutable=["batch_stats"]
@@ -326,7 +374,8 @@ def make(cfg: Mapping[str, Any], answer_text: np.ndarray) -> Task:
         return terms, mutables
 
     def encode_question(variables: Variables, inputs: Batch) -> Any:
-        return model.apply(variables, inputs, method="embed_question")
+        found: Any = model.apply(variables, ungrouped(inputs), method="embed_question")
+        return found.reshape(*inputs["question"].shape[:-1], -1)
 
     def encode_answer(variables: Variables, inputs: Batch) -> Any:
         return model.apply(variables, inputs["id"], method="embed_answers")

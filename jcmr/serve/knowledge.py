@@ -23,6 +23,7 @@ from jcmr.core import parallel
 from jcmr.core.types import Knowledge, QuestionSource, QuestionSplit, RandomAccess
 from jcmr.data import augment
 from jcmr.data.cache import load_or_make
+from jcmr.data.questions import picture_ids
 from jcmr.data.records import Arrays, take
 from jcmr.eval.embed import embed
 from jcmr.index.live import Index, open_index, refresh
@@ -78,6 +79,11 @@ class WithCaptions:
         """
         self.examples, self.hits, self.columns, self.which = examples, hits, columns, which
 
+    @property
+    def picture_ids(self) -> np.ndarray:
+        """Those of the questions."""
+        return picture_ids(self.examples)
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -86,10 +92,10 @@ class WithCaptions:
         return {name: column[0] for name, column in self.take(np.asarray([index])).items()}
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Examples `indices` as a batch."""
+        """Examples `indices` [b], or groups of them [b, q], as a batch."""
         rows, scores = (x[indices] for x in self.hits)
         there = rows >= 0
-        states, rows = self.which[indices][:, None], np.maximum(rows, 0)
+        states, rows = self.which[indices][..., None], np.maximum(rows, 0)
         found = {name: column[states, rows] for name, column in self.columns.items()}
         return {
             **take(self.examples, indices),

@@ -257,26 +257,42 @@ class Pairs:
         return self.pool[group[rng.integers(len(group))]]
 
 
-def sample_question(
-    rng: np.random.Generator, pairs: Pairs, known: Sequence[np.ndarray], track: Track
-) -> Question:
-    """Draws a kind, a scene of entities of the pool, and a question about it.
+def sample_questions(
+    rng: np.random.Generator,
+    pairs: Pairs,
+    known: Sequence[np.ndarray],
+    track: Track,
+    num: int = 1,
+) -> list[Question]:
+    """Draws kinds, a scene of entities of the pool, and questions about it.
 
     Args:
       rng: decides all but the answers.
       pairs: of the pool.
       known: the facts of each world to answer in.
       track: how hard it is.
+      num: how many questions.
     """
-    kind = track.draw[rng.integers(len(track.draw))]
+    kinds = [track.draw[rng.integers(len(track.draw))] for _ in range(num)]
     n = int(rng.integers(track.min_objects, track.look.max_objects + 1))
-    if kind == "K_same":
+    if "K_same" in kinds:
         two = pairs.draw(rng)
         others = rng.choice(np.setdiff1d(pairs.pool, two), n - 2, replace=False)
         entities = np.concatenate([two, others])
     else:
         entities = rng.choice(pairs.pool, n, replace=False)
     scene = place(rng, entities, centred=track.look.max_objects == 1)
+    return [ask(rng, kind, scene, entities, known) for kind in kinds]
+
+
+def ask(
+    rng: np.random.Generator,
+    kind: str,
+    scene: Scene,
+    entities: np.ndarray,
+    known: Sequence[np.ndarray],
+) -> Question:
+    """A question of a kind about the first of a scene's entities, or all of them."""
     attributes, entity = scene.attributes, int(entities[0])
     shape, colour = SHAPES[attributes[0, SHAPE]], tuple(COLOURS)[attributes[0, COLOUR]]
     oracle: tuple[int, ...] = ()
@@ -304,7 +320,7 @@ def sample_question(
         answers = ("yes" if there else "no",) * len(known)
     else:
         text, answer = {
-            "V_count": (COUNT, str(n)),
+            "V_count": (COUNT, str(len(entities))),
             "V_colour": (WHICH_COLOUR, colour),
             "V_shape": (WHICH_SHAPE, shape),
         }[kind]

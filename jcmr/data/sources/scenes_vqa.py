@@ -16,6 +16,7 @@ import numpy as np
 from jcmr.core.types import Knowledge, QuestionSplit
 from jcmr.data.cache import cache_folder, load_or_make, make_in_chunks
 from jcmr.data.options import unpack
+from jcmr.data.questions import Asked
 from jcmr.data.records import Arrays
 from jcmr.data.scenes import questions as made
 from jcmr.data.scenes.captions import sample_caption
@@ -28,7 +29,7 @@ WORLDS = {"index_a": 0, "swapped_b": 1}
 FIRST_TRAIN_WORLD = 2
 CAPTIONS = 2
 """Ordinary captions kept with each picture, for training a retriever."""
-VERSION = 1
+VERSION = 2
 """Part of the cache's name: raise it when the same options give other questions."""
 CHUNK = 1000
 
@@ -39,8 +40,11 @@ class SceneQuestionOptions(NamedTuple):
     track: str = "solo"
     """"solo", one object in the middle; "multi", two or three of them on a grid."""
     num_train: int = 24_000
+    """Training pictures."""
     num_test: int = 1_000
     """Questions about held-out entities and as many about seen ones, in dev and in test, each."""
+    num_questions: int = 1
+    """About each training picture."""
     num_worlds: int = 8
     """Of training, so that no answer can be known by heart."""
     num_distractors: int = 4_000
@@ -59,8 +63,9 @@ def read_options(cfg: Mapping[str, Any]) -> SceneQuestionOptions:
     options = unpack(SceneQuestionOptions, cfg)
     if options.track not in made.TRACKS:
         raise ValueError(f"config.data.track is {options.track!r}; it can be solo or multi.")
-    if options.num_worlds < 1:
-        raise ValueError(f"config.data.num_worlds is {options.num_worlds}; one is the least.")
+    for name in ("num_worlds", "num_questions"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"config.data.{name} is {getattr(options, name)}; one is the least.")
     return options
 
 
@@ -82,11 +87,19 @@ def encode(texts: Sequence[str], length: int) -> np.ndarray:
 
 
 def make_items(
-    first: int, last: int, seed: int, stream: int, pool: tuple[int, ...], worlds: int, track: str
+    first: int,
+    last: int,
+    seed: int,
+    stream: int,
+    pool: tuple[int, ...],
+    worlds: int,
+    track: str,
+    num_questions: int,
 ) -> dict[str, np.ndarray]:
-    """Items first..last: a picture, a question about it, and what a retriever learns from.
+    """Items first..last: a picture, questions about it, and what a retriever learns from.
 
-    With `worlds` question i is answered in training world i % worlds, else in all of `WORLDS`.
+    With `worlds` those of item i are answered in training world i % worlds, else in all of
+    `WORLDS`.
     """
     num, chosen = last - first, made.TRACKS[track]
     look = chosen.look
@@ -96,32 +109,34 @@ def make_items(
     pairs = [made.Pairs(np.asarray(pool), each) for each in known]
     images = np.empty((num, look.image_size, look.image_size, 3), np.uint8)
     scene_code = np.full((num, look.max_objects, 4), ABSENT, np.int8)
-    answers = np.empty((num, len(known[0])), np.int16)
-    oracle = np.full((num, 2 * made.CARDS_PER_FACT), -1, np.int32)
-    kinds, questions, texts = np.empty(num, np.int8), [], []
+    answers = np.empty((num, num_questions, len(known[0])), np.int16)
+    oracle = np.full((num, num_questions, 2 * made.CARDS_PER_FACT), -1, np.int32)
+    kinds, said, texts = np.empty((num, num_questions), np.int8), [], []
     caption_code = np.full((num, 1 + CAPTIONS, look.max_objects, 4), ABSENT - 1, np.int8)
     caption_code[:, 1:, 0] = ABSENT - 2  # matches no scene
     for i in range(num):
         rng = generator(seed, stream, first + i)
         world = (first + i) % len(known)
-        question = made.sample_question(rng, pairs[world], known[world], chosen)
-        attributes = question.scene.attributes
-        images[i] = render(question.scene, look, generator(seed, stream, first + i, part=1))
+        questions = made.sample_questions(rng, pairs[world], known[world], chosen, num_questions)
+        scene = questions[0].scene
+        attributes = scene.attributes
+        images[i] = render(scene, look, generator(seed, stream, first + i, part=1))
         scene_code[i, : len(attributes)] = attributes
-        answers[i] = [made.ANSWERS.index(answer) for answer in question.answers]
-        oracle[i, : len(question.oracle)] = question.oracle
-        kinds[i] = made.KINDS.index(question.kind)
-        questions.append(question.text)
+        for j, question in enumerate(questions):
+            answers[i, j] = [made.ANSWERS.index(answer) for answer in question.answers]
+            oracle[i, j, : len(question.oracle)] = question.oracle
+            kinds[i, j] = made.KINDS.index(question.kind)
+            said.append(question.text)
         rng = generator(seed, stream, first + i, part=2)
         shape, colour, texture, _ = attributes[rng.integers(len(attributes))]
         entity = made.entity_id(shape, colour, texture)
         caption_code[i, 0, 0] = shape, colour, texture, ABSENT
         texts.append(made.any_card(rng, entity))
-        texts += [sample_caption(rng, question.scene, look).text for _ in range(CAPTIONS)]
+        texts += [sample_caption(rng, scene, look).text for _ in range(CAPTIONS)]
     of_question, of_caption = max_words(chosen)
     return {
         "image": images,
-        "question": encode(questions, of_question),
+        "question": encode(said, of_question).reshape(num, num_questions, of_question),
         "answers": answers,
         "oracle": oracle,
         "kind": kinds,
@@ -137,8 +152,8 @@ def load_items(split: str, options: SceneQuestionOptions) -> dict[str, np.ndarra
     pool = made.pools(options.seed)["train" if of_training else split]
     training = split == "train"
     num = options.num_train if training else options.num_test
-    worlds = options.num_worlds if training else 0
-    arguments = options.seed, STREAMS[split], tuple(pool.tolist()), worlds, options.track
+    worlds, each = (options.num_worlds, options.num_questions) if training else (0, 1)
+    arguments = options.seed, STREAMS[split], tuple(pool.tolist()), worlds, options.track, each
     return load_or_make(
         cache_folder("scenes", options.cache_dir),
         f"{options.track}-questions-{split}",
@@ -146,6 +161,18 @@ def load_items(split: str, options: SceneQuestionOptions) -> dict[str, np.ndarra
         f"{num} {split} questions",
         lambda: make_in_chunks(make_items, arguments, num, options.render_workers, CHUNK),
     )
+
+
+def flat(column: np.ndarray) -> np.ndarray:
+    """What belongs to the questions of pictures, [m, q, ...], as [m q, ...]."""
+    return column.reshape(-1, *column.shape[2:])
+
+
+def asked(items: dict[str, np.ndarray], answers: Arrays | None = None) -> Asked:
+    """The questions of items, picture by picture."""
+    num, each = items["kind"].shape
+    rows = np.repeat(np.arange(num), each)
+    return Asked(Arrays({"image": items["image"]}), rows, rows, flat(items["question"]), answers)
 
 
 def one_hot(answers: np.ndarray) -> np.ndarray:
@@ -198,23 +225,18 @@ class SceneQuestions:
         return load_items("train", self.options)
 
     @functools.cached_property
-    def train(self) -> Arrays:
-        """Questions about seen entities, each in the world of its own."""
+    def train(self) -> Asked:
+        """Questions about seen entities, those of a picture in the world of its own."""
         items = self.items
-        return Arrays(
-            {
-                "image": items["image"],
-                "question": items["question"],
-                "answer": one_hot(items["answers"][:, 0]),
-            }
-        )
+        return asked(items, Arrays({"answer": one_hot(items["answers"][..., 0].reshape(-1))}))
 
     @functools.cached_property
     def train_knowledge(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Training world -> (rows of `train`, the cards that answer them)."""
-        rows, worlds = np.arange(self.options.num_train), self.options.num_worlds
-        each = {f"train_{world}": rows[world::worlds] for world in range(worlds)}
-        return {name: (mine, self.items["oracle"][mine]) for name, mine in each.items()}
+        options, oracle = self.options, flat(self.items["oracle"])
+        world = np.arange(len(oracle)) // options.num_questions % options.num_worlds
+        each = {f"train_{w}": np.flatnonzero(world == w) for w in range(options.num_worlds)}
+        return {name: (mine, oracle[mine]) for name, mine in each.items()}
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -255,19 +277,18 @@ class SceneQuestions:
         """Questions about entities that only this split has, and as many about seen ones."""
         parts = [load_items(name, self.options) for name in (split, f"seen_{split}")]
         items = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        num = len(items["kind"])
-        kinds = np.asarray(made.KINDS)[items["kind"]]
+        kinds = np.asarray(made.KINDS)[flat(items["kind"])]
         asks_fact = np.char.startswith(kinds, "K")
-        held_out = np.arange(num) < len(parts[0]["kind"])
-        answers = dict(zip(WORLDS, items["answers"].T))
+        held_out = np.arange(len(kinds)) < parts[0]["kind"].size
+        answers = dict(zip(WORLDS, flat(items["answers"]).T))
         return QuestionSplit(
             split,
-            Arrays({"image": items["image"], "question": items["question"]}),
+            asked(items),
             kinds,
             {"held_out": asks_fact & held_out, "seen": asks_fact & ~held_out, "visual": ~asks_fact},
             {name: Arrays({"answer": one_hot(ids)}) for name, ids in answers.items()},
-            dict.fromkeys((*WORLDS, "masked"), items["oracle"]),
-            decode(items["question"]),
+            dict.fromkeys((*WORLDS, "masked"), flat(items["oracle"])),
+            decode(flat(items["question"])),
         )
 
 
