@@ -9,14 +9,11 @@ from pathlib import Path
 
 # Tests compile much and compute little. Processes that a test starts inherit all of this.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older way to write loops for CPUs takes two fifths of the time. Where tests optimize, LLVM's
-# first level takes half of what its third does; memory and work are settled before LLVM. A flag
-# that an XLA does not know ends its process, so only those that were tried are given these.
+# XLA's older way to write loops for CPUs takes two fifths of the time. A flag that an XLA does not
+# know ends its process, so only those that were tried are given it.
 if version("jaxlib").startswith("0.10.") and "emitters" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "")
-        + " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
-    )
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 # No program is compiled twice by one `make test`: its workers and processes share this folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jcmr-tests-xla-")

@@ -540,7 +540,7 @@ def test_accuracies_before_and_after_a_swap(tmp_path):
     )({})
     assert alone.metrics["facts/accuracy"] == pytest.approx(right[0, facts].mean())
     assert not any("swap" in name or "old" in name for name in alone.metrics)
-    split = split._replace(texts=["what is it"] * num)
+    split = split._replace(texts=["what is it"] * num, examples=Arrays({}))
     report_answers.draw(tmp_path, [], Words(), split, alone)
     assert {path.name for path in tmp_path.iterdir()} == {
         "accuracy.png", "answers.png", "curves.png",

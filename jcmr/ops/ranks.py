@@ -57,7 +57,11 @@ def count_ahead(scores: Array, negative: Array, best: Array) -> Array:
 
 
 def by_rows(function: Callable[..., Any], *rows: Array) -> Any:
-    """`function` of each row of arrays [n, ...]."""
+    """`function` of each row of arrays [n, ...].
+
+    >>> by_rows(lambda row: row.max(), jnp.array([[1, 3], [2, 0]])).tolist()
+    [3, 2]
+    """
     if jax.default_backend() != "cpu":
         return jax.vmap(function)(*rows)
     return lax.map(lambda row: function(*row), rows, batch_size=ROWS)
