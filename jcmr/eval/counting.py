@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jcmr.core import parallel
-from jcmr.core.progress import make_progress
+from jcmr.core.progress import Progress
 from jcmr.core.types import Array
 from jcmr.eval.tiles import Counts, Galleries, Side, Top, inside, make_top, pin
 from jcmr.ops import ranks
@@ -121,7 +121,7 @@ def count_sweep(
         best = raise_best(best, scores, match, groups, i, j, mesh)
         if (len(kept) + 1) * scores.size <= KEPT:
             kept[i, j] = scores
-    progress = make_progress("scoring, rows", galleries.rows.size)
+    progress = Progress("scoring, rows", galleries.rows.size)
     for i in galleries.rows.tiles:
         for j in galleries.columns.tiles:
             scores = kept.pop((i, j)) if (i, j) in kept else galleries.scores(i, j)

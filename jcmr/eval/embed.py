@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jcmr.core import parallel
-from jcmr.core.progress import make_progress
+from jcmr.core.progress import Progress
 from jcmr.core.types import Batch, Embedding, RandomAccess, Task, Variables
 from jcmr.data.records import take
 
@@ -53,7 +53,7 @@ def embed(
         raise ValueError(f"There is no {modality} to embed: the split's gallery is empty.")
     batch_size = -(-batch_size // mesh.size) * mesh.size
     hosts, host = jax.process_count(), jax.process_index()
-    progress = make_progress(f"embedding {modality}", num)
+    progress = Progress(f"embedding {modality}", num)
     parts = []
     for start in range(0, num, batch_size):
         # The last batch is filled up with the last item.

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jcmr.core.parallel import AXIS
-from jcmr.core.progress import make_progress
+from jcmr.core.progress import Progress
 from jcmr.core.types import Array
 from jcmr.eval.tiles import Galleries, Top, inside, join, make_top, match_tile, pin, score_tile
 from jcmr.ops import ranks
@@ -133,7 +133,7 @@ def rank_sweep(
     embeddings = outer.embedding, inner.embedding
     parts: dict[str, list[Ranking]] = {relation: [] for relation in relations}
     tops = []
-    progress = make_progress("ranking, queries", outer.size)
+    progress = Progress("ranking, queries", outer.size)
 
     def block(tile: Callable[[int, int], Array], i: int) -> Array:
         return join([tile(i, j) for j in inner.tiles], mesh)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from jcmr.core.progress import make_progress
+from jcmr.core.progress import Progress
 from jcmr.index import ann, exact
 from jcmr.index.files import read_ids, read_payloads, read_vectors
 from jcmr.index.live import Index, MakeSearch
@@ -64,7 +64,7 @@ def read_items(args: argparse.Namespace) -> tuple[Any, np.ndarray, list[Any] | N
 
 def save(args: argparse.Namespace, snapshot: Snapshot) -> None:
     """Writes what a command made as --name."""
-    progress = make_progress("writing rows", len(snapshot))
+    progress = Progress("writing rows", len(snapshot))
     args.store.save(args.name, snapshot, progress)
     print(f"Saved {args.name}: {len(snapshot)} items of {snapshot.dimension} dimensions.")
 

@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jcmr.core import parallel
 from jcmr.core.parallel import AXIS
+from jcmr.core.progress import Progress, printer
 from jcmr.core.types import Batch, Embedding
 from jcmr.data import augment
-from jcmr.data.prepare.progress import Progress
 from jcmr.data.records import stack
 from jcmr.eval.embed import encode_batch
 from jcmr.eval.tiles import score_tile
@@ -25,8 +25,6 @@ from jcmr.serve.programs import Programs, bucket, buckets, dot, padded, parts_of
 
 KINDS = {"image", "text", "points", "mesh"}
 """Modalities whose items can be read without a data set."""
-LONG = 10_000
-"""Items from which on encoding says how far it is."""
 ZERO = np.int32(0)
 searching = jax.jit(search_tiles, static_argnames=("score", "flipped", "mesh", "k"))
 
@@ -153,7 +151,7 @@ class Scorer:
             raise ValueError(f"There are {len(items)} items and {len(ids)} ids; give one an item.")
 
         most = self.sizes[-1]
-        progress = Progress(len(items), f"encoding {modality}") if len(items) > LONG else None
+        progress = Progress(f"encoding {modality}", len(items), printer())
 
         def read(start: int) -> Batch:
             numbers = range(start, min(start + most, len(items)))
@@ -167,8 +165,7 @@ class Scorer:
                 if start + most < len(items):
                     coming = reader.submit(read, start + most)
                 parts.append(self._encode_batch(modality, batch))
-                if progress:
-                    progress.step(len(batch["id"]))
+                progress.step(len(batch["id"]))
         values = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
         return Embeddings(modality, self.fingerprint, values)
 

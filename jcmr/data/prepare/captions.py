@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jcmr.data.prepare.progress import Progress
+from jcmr.core.progress import Progress, printer
 from jcmr.data.prepared import Index
 from jcmr.data.text import tokenize
 
@@ -30,7 +30,7 @@ def make_index(
       ValueError: an image is left without a caption.
     """
     index = Index(list(names), [], [], [], [], columns)
-    counter = Progress(len(names), f"captions of {split}")
+    counter = Progress(f"captions of {split}", len(names), printer())
     for position, (name, written) in enumerate(zip(names, captions)):
         for number, words in written:
             tokens = tokenize(words)

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jcmr.core.progress import Progress, printer
 from jcmr.data.image import shrink_file
-from jcmr.data.prepare.progress import Progress
 from jcmr.data.tfds_builder import Encode
 
 
@@ -50,7 +50,7 @@ def shrinking(size: int, workers: int, strict: bool, total: int) -> Iterator[Enc
             run = functools.partial(pool.imap, chunksize=8)
         else:
             run = map
-        counter = Progress(total, "images")
+        counter = Progress("images", total, printer())
 
         def encode(files: Sequence[Path]) -> Iterator[bytes]:
             for content, problem in run(shrink, files):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jcmr.core.progress import Progress, printer
 from jcmr.data.prepare.files import read_names, require
-from jcmr.data.prepare.progress import Progress
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 ORIGIN = (
@@ -90,7 +90,7 @@ def write_features(paths: Sequence[Path], ids: Sequence[str], out: Path) -> None
     wanted = set(places)
     partial = out.with_name(out.name + ".partial")
     array = np.empty((0, 0, 0), np.float32)
-    counter = Progress(len(wanted), "images")
+    counter = Progress("images", len(wanted), printer())
     for path in paths:
         for number, name, values in read_rows(path):
             if name not in wanted:
