@@ -8,7 +8,6 @@ that were found: a swap changes the index and nothing else.
 
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,19 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from jcmr.core import parallel
 from jcmr.core.types import Knowledge, QuestionSource, QuestionSplit, RandomAccess
 from jcmr.data import augment
 from jcmr.data.cache import load_or_make
 from jcmr.data.questions import picture_ids
-from jcmr.data.records import Arrays, take
+from jcmr.data.records import Arrays, stack, take
 from jcmr.eval.embed import embed
 from jcmr.index.live import Index, open_index, refresh
 from jcmr.index.snapshot import make_snapshot
 from jcmr.index.store import Store
-from jcmr.serve.runs import Config, build, restore_variables
+from jcmr.serve.items import make_read
+from jcmr.serve.load import Config, load_run
 
 ALIAS = "live"
 MODES = ("retrieved", "none", "random", "oracle")
@@ -108,7 +106,7 @@ class Retriever:
     """A trained system that embeds pictures and captions."""
 
     def __init__(self, folder: Path, batch_size: int, mesh: Mesh):
-        """Restores the run in `folder`, whose data must be there too.
+        """Loads the run in `folder`; its data need not be there.
 
         Raises:
           FileNotFoundError: there is no run.
@@ -119,20 +117,17 @@ class Retriever:
                 f"{folder} is no --workdir of a run of a retriever. Set config.retriever to one; "
                 f"left empty, a small one is trained first by --mode=train."
             )
-        saved = json.loads((folder / "config.json").read_text())["config"]
-        config: Config = ConfigDict(saved)
-        self.source, self.task = build(config)
-        variables, step = restore_variables(config, folder, self.source, self.task, mesh)
-        self.variables = parallel.replicate(variables, mesh)
-        self.prepare = augment.make_prepare(config.data)
+        self.run = load_run(folder, mesh)
+        self.fingerprint = f"{self.run.config.task}-{self.run.fingerprint}"
+        self.prepare = augment.make_prepare(self.run.config.data)
+        self.read_text, _ = make_read(self.run, "text")
         self.batch_size, self.mesh, self.folder = batch_size, mesh, folder
-        told = json.dumps([saved["model"], step, str(folder.resolve())], sort_keys=True)
-        self.fingerprint = f"{saved['task']}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     def vectors(self, items: RandomAccess, modality: str) -> np.ndarray:
         """Embeddings float32 [n, d] of items."""
         size = self.batch_size
-        found = embed(self.task, self.variables, items, modality, size, self.prepare, self.mesh)
+        task, variables = self.run.task, self.run.variables
+        found = embed(task, variables, items, modality, size, self.prepare, self.mesh)
         found = getattr(found, "mean", found)  # a Gaussian's
         if not isinstance(found, np.ndarray) or found.ndim != 2:
             raise ValueError(
@@ -143,8 +138,8 @@ class Retriever:
 
     def captions(self, captions: Sequence[str]) -> np.ndarray:
         """Embeddings of captions."""
-        text = self.source.tokenize(captions)  # pyright: ignore[reportAttributeAccessIssue]
-        return self.vectors(Arrays({"text": text, "id": np.arange(len(text))}), "text")
+        texts = stack([self.read_text(caption, i) for i, caption in enumerate(captions)])
+        return self.vectors(Arrays({**texts, "id": np.arange(len(captions))}), "text")
 
     def pictures(self, examples: RandomAccess) -> np.ndarray:
         """Embeddings of the pictures of questions, each picture embedded once."""
