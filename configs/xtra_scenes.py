@@ -134,7 +134,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     main = ConfigDict()
     main.name = "main"
-    main.num_epochs = 2
+    main.num_epochs = 3
     main.optimizer = "adamw"
     main.learning_rate = 1e-3
     main.b2 = 0.98
