@@ -146,7 +146,7 @@ def make_question_evaluate(
     )
 
 
-def with_captions(config: Config, workdir: Path, source: Any, mesh: Mesh) -> Any:
+def with_captions(config: Config, workdir: Path, source: Any) -> Any:
     """A source whose questions come with retrieved captions, where the config has a retriever.
 
     One that is not given is trained first, in `workdir`/retriever and with the run's seed, or goes
@@ -158,7 +158,10 @@ def with_captions(config: Config, workdir: Path, source: Any, mesh: Mesh) -> Any
     if not config.retriever and MODE.value == "train" and not (folder / "results.json").is_file():
         config.small_retriever.seed = config.seed
         run_train(config.small_retriever, folder)
-    return Library(config, workdir, source, mesh)
+    # Each host embeds and indexes for itself: what it finds, it finds without waiting for others.
+    local = parallel.make_mesh(jax.local_devices())
+    own = Path(config.retriever) if config.retriever else folder
+    return Library(config, own, parallel.own_folder(workdir), source, local)
 
 
 def run_train(config: Config, workdir: Path) -> None:
@@ -169,7 +172,7 @@ def run_train(config: Config, workdir: Path) -> None:
     """
     source, task = build(config)  # before devices, which take long to be found on some machines
     mesh = parallel.make_mesh()
-    source = with_captions(config, workdir, source, mesh)
+    source = with_captions(config, workdir, source)
     reader = make_reader(config, source)
     stages = plan(config, reader.steps_per_epoch)
     described = describe(config, source)
@@ -255,7 +258,7 @@ def run_eval(config: Config, workdir: Path, source: Source, task: Task) -> None:
     mesh = parallel.make_mesh()
     files = parallel.own_folder(workdir)
     if not hasattr(source, "look_up"):
-        source = with_captions(config, workdir, source, mesh)
+        source = with_captions(config, workdir, source)
     variables, step = restore_variables(config, workdir, source, task, mesh)
     if hasattr(source, "questions"):
         answer_questions(config, workdir, source, task, variables, step, mesh)
@@ -301,8 +304,9 @@ def answer_questions(
     metrics = dict(results.metrics)
     if swaps := getattr(source, "swaps", [])[before:]:
         metrics["swap/seconds"] = max(swaps)
-    write_json(workdir / "results.json", {"step": step, **metrics})
-    records, folder = read_records(workdir / "metrics.jsonl"), workdir / "report"
+    files = parallel.own_folder(workdir)
+    write_json(files / "results.json", {"step": step, **metrics})
+    records, folder = read_records(workdir / "metrics.jsonl"), files / "report"
     report_answers.draw(folder, records, source, source.questions("test"), results)
     print(f"\n{config.task} at step {step}, {workdir / 'results.json'}\n")
     print(table.metrics_table(metrics))

@@ -423,7 +423,7 @@ def library(tmp_path, monkeypatch):
 
     monkeypatch.setattr(knowledge, "Retriever", Sayings)
     config = ConfigDict({"retriever": "", "lookup": {"num": 2}})
-    return knowledge.Library(config, tmp_path, Numbered(), parallel.make_mesh())
+    return knowledge.Library(config, tmp_path, tmp_path, Numbered(), parallel.make_mesh())
 
 
 def test_captions_are_looked_up_and_swapped(library):

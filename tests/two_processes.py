@@ -8,6 +8,10 @@ import numpy as np
 import optax
 
 from jcmr.core import parallel
+from jcmr.core.types import Task
+from jcmr.data.records import Arrays
+from jcmr.eval.embed import embed
+from jcmr.index import exact
 from jcmr.train import loop
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import RunLog
@@ -48,8 +52,23 @@ def train(folder: Path, how: str, batches=HalfBatches, end: int = STEPS):
     return jax.device_get(state.params)
 
 
+def check_own_index() -> None:
+    """What a process indexes with its own devices, it finds without waiting for the other one."""
+    if jax.process_index():
+        return
+    rows = np.eye(6, 4, dtype=np.float32)
+    encode = {"text": lambda variables, inputs: variables * inputs["text"]}
+    task = Task(None, None, encode, None)  # pyright: ignore
+    mesh = parallel.make_mesh(jax.local_devices())
+    one, items = parallel.replicate(np.float32(2), mesh), Arrays({"text": rows})
+    vectors = embed(task, one, items, "text", 4, lambda batch: batch, mesh)
+    np.testing.assert_array_equal(vectors, 2 * rows)
+    assert exact.make_search(vectors)(rows[:3], 1)[1].tolist() == [[0], [1], [2]]
+
+
 if __name__ == "__main__":
     parallel.join_processes()
     assert jax.process_count() == 2 and jax.device_count() == 4
+    check_own_index()
     for mapper in sys.argv[2:]:
         train(Path(sys.argv[1]) / mapper, mapper)

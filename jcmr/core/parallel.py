@@ -167,6 +167,13 @@ def put_batch(batch: Batch, mesh: Mesh, how: str = "pmap") -> Batch:
     return jax.tree.map(put, batch)
 
 
+def host_part(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Those of a batch's `rows` that this host reads, where the devices of several share it."""
+    if not mesh.is_multi_process:
+        return rows
+    return np.split(rows, jax.process_count())[jax.process_index()]
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Places `tree` on every device of `mesh`; every process has the same one."""
     sharding = NamedSharding(mesh, PartitionSpec())

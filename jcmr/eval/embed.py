@@ -40,7 +40,7 @@ def embed(
       modality: one of `task.encode`.
       batch_size: items a batch, rounded up to a multiple of the number of devices.
       prepare: from stored items to inputs; runs on the device.
-      mesh: devices that share a batch. Each host reads its own part of it.
+      mesh: devices that share a batch. Each host of several reads its own part of it.
 
     Returns:
       Numpy arrays that share the leading axis n.
@@ -52,13 +52,12 @@ def embed(
     if not num:
         raise ValueError(f"There is no {modality} to embed: the split's gallery is empty.")
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    hosts, host = jax.process_count(), jax.process_index()
     progress = Progress(f"embedding {modality}", num)
     parts = []
     for start in range(0, num, batch_size):
         # The last batch is filled up with the last item.
         indices = np.minimum(np.arange(start, start + batch_size), num - 1)
-        batch = take(items, np.split(indices, hosts)[host])
+        batch = take(items, parallel.host_part(indices, mesh))
         batch = parallel.put_batch(batch, mesh, "shard_map")
         parts.append(encode_batch(task.encode[modality], prepare, mesh, variables, batch))
         progress(min(start + batch_size, num))

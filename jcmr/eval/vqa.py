@@ -121,7 +121,9 @@ def read(
     for start in range(0, len(rows), batch_size):
         # The last batch is filled up with the last row.
         indices = rows[np.minimum(np.arange(start, start + batch_size), len(rows) - 1)]
-        batch = parallel.put_batch(take(examples, indices), mesh, "shard_map")
+        batch = parallel.put_batch(
+            take(examples, parallel.host_part(indices, mesh)), mesh, "shard_map"
+        )
         asked = encode_batch(task.encode["question"], prepare, mesh, variables, batch)
         logits = np.asarray(score_batch(task.score, grouped, variables, asked, gallery))
         digest.update(logits.tobytes())

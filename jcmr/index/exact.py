@@ -244,14 +244,14 @@ def make_database(
       storage: "float32", "bfloat16" (half the memory) or "int8" (a quarter).
       capacity: as many rows as an index of this shape is to grow to without another program. From
         16,384 rows a device on (262,144 on an accelerator) any number is.
-      mesh: devices to spread the rows over; all when None.
+      mesh: devices to spread the rows over; all of this process when None.
 
     Raises:
       ValueError: no such storage.
     """
     if storage not in STORAGES:
         raise ValueError(f"Storage is one of {', '.join(STORAGES)}, not {storage!r}.")
-    mesh = mesh or parallel.make_mesh()
+    mesh = mesh or parallel.make_mesh(jax.local_devices())
     block = block_rows(max(len(vectors), capacity), mesh)
     blocks, changed = zip(*make_blocks(vectors, storage, block, mesh))
     rounding = Rounding(*(max(x) for x in zip(*changed)))

@@ -190,13 +190,14 @@ class Library:
     `swaps` are the seconds that the swaps of the live index took, in order.
     """
 
-    def __init__(self, config: Config, workdir: Path, source: QuestionSource, mesh: Mesh):
-        """Opens the retriever's run and the index in `workdir`."""
+    def __init__(
+        self, config: Config, retriever: Path, folder: Path, source: QuestionSource, mesh: Mesh
+    ):
+        """Opens the retriever's run, and the index in `folder`."""
         self.options = read_options(config.get("lookup", {}))
-        self.source, self.workdir = source, workdir
-        folder = Path(config.retriever) if config.retriever else workdir / "retriever"
-        self.retriever = Retriever(folder, self.options.batch_size, mesh)
-        self.store = Store(workdir / "index")
+        self.source, self.folder = source, folder
+        self.retriever = Retriever(retriever, self.options.batch_size, mesh)
+        self.store = Store(folder / "index")
         self.index: Index | None = None
         self.swaps: list[float] = []
         self.of_pictures: dict[RandomAccess, np.ndarray] = {}
@@ -305,10 +306,10 @@ class Library:
         return WithCaptions(source.train, hits, self.columns(states), which)
 
     def cached(self, state: str, rows: np.ndarray) -> Hits:
-        """What training questions find, kept in the run's folder."""
+        """What training questions find, kept in the folder."""
         name, num = f"train-{state}", self.options.num
         found = load_or_make(
-            self.workdir / "lookups",
+            self.folder / "lookups",
             name,
             (self.snapshot_name(state), num, len(rows)),
             f"the captions of {len(rows)} questions",
