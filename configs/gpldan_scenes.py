@@ -38,13 +38,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.hard = False
     config.model.classifier_weight = 0.1
     config.model.fuse_weight = 1.0
-    config.model.temperature = 0.1
+    config.model.temperature = 0.04
 
     main = ConfigDict()
     main.name = "main"
     main.num_epochs = 3
     main.optimizer = "adam"
-    main.learning_rate = 3e-3
+    main.learning_rate = 1e-3
+    main.b2 = 0.98
     main.schedule = "cosine"
     main.warmup_steps = 50
     main.clip_norm = 2.0
