@@ -74,6 +74,7 @@ EXPERIMENTS: dict[str, tuple[Row, ...]] = {
         Row("one object", "configs/xtra_scenes.py"),
         Row("two or three objects", "configs/xtra_scenes.py:multi"),
     ),
+    "xtra_easyvqa": (Row("reader", "configs/xtra_easyvqa.py"),),
     "gpldan_scenes": (
         Row("GPLDAN", "configs/gpldan_scenes.py"),
         Row("without interaction", "configs/gpldan_scenes.py:no_interaction"),

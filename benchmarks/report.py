@@ -108,6 +108,15 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
             "swap, s": "swap/seconds",
         },
     ),
+    "xtra_easyvqa": (
+        "easy-VQA: the public test split, 1,000 images, 9,673 questions, no retrieval",
+        {
+            "accuracy": "test/accuracy",
+            "yes or no": "test/yes_no",
+            "colour": "test/colour",
+            "shape": "test/shape",
+        },
+    ),
 }
 REFERENCES = {
     "center3d_modelnet10_voxels": {
@@ -119,7 +128,11 @@ REFERENCES = {
                 )
             ),
         }
-    }
+    },
+    "xtra_easyvqa": {
+        "easy-VQA-keras, default (its README)": {"test/accuracy": 0.938},
+        "easy-VQA-keras, larger, on twice the data": {"test/accuracy": 0.995},
+    },
 }
 """Rows of others: what the evaluation of the official protocol gives on what they published."""
 
