@@ -183,8 +183,8 @@ class TextTower(nn.Module):
 class WordTower(nn.Module):
     """Weighted words without their sentence: [b, t, embed_dim].
 
-    Their mean is the vector that `BagOfWords` gives the caption, so that with one linear map for
-    all regions the cosine of the means can start as any linear model of images and texts.
+    Their sum is the vector that `BagOfWords` gives the caption, which attention that is even finds
+    up to its length: regions compare themselves with the caption, as in a linear model.
     """
 
     cfg: Config
@@ -196,8 +196,8 @@ class WordTower(nn.Module):
         bag = BagOfWords(
             cfg.vocab_size, cfg.embed_dim, dropout_rate=cfg.dropout_rate, dtype=dtype, name="bag"
         )
-        number = jnp.sum(is_word(text), axis=1)[:, None, None]
-        words = dtypes.at_least_float32(number * bag.apart(text, keys) + bag.bias)
+        number = jnp.maximum(jnp.sum(is_word(text), axis=1), 1)[:, None, None]
+        words = dtypes.at_least_float32(bag.apart(text, keys) + bag.bias / number)
         return l2_normalise(words) if cfg.unit_words else words
 
 
