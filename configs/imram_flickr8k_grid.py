@@ -3,6 +3,12 @@
 Expects {train,dev,test}_ims.npy [images, cells, width] and _caps.txt:
 
 python -m jcmr.launch --config=configs/imram_flickr8k_grid.py --config.data.dir=grid/flickr8k
+
+Neural towers from scratch stay behind linear CCA on so little data, so regions and words start as
+those of CCA (of the mean grid cell against tf-idf topics of stemmed words), and every grid cell
+looks for itself among the words. On the development split sharper attention scored less, and a
+second step, its gate trained for an epoch, the same. Learning at a rate of 5e-4 lost what CCA knew;
+one epoch at 3e-5 keeps it, and gained less than that split can tell.
 """
 
 from ml_collections import ConfigDict
@@ -38,9 +44,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     main = ConfigDict()
     main.name = "main"
-    main.num_epochs = 3
+    main.num_epochs = 1
     main.optimizer = "adam"
-    main.learning_rate = 1e-4
+    main.learning_rate = 3e-5
     main.schedule = "cosine"
     main.clip_norm = 2.0
 
