@@ -5,18 +5,20 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 
 from jcmr import launch
 from jcmr.data.sources import precomp
-from jcmr.models import pcme
+from jcmr.models import imram, pcme
 from jcmr.serve import runs
 from jcmr.train import linear_start
+from jcmr.train.state import objective
 from tests.test_launch import parameters
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pcme_flickr8k.py"
+CONFIGS = Path(__file__).parents[1] / "configs"
 OBJECTS = ("dog", "cat", "boat", "tree", "ball", "child", "horse", "car", "bird", "bench", "kite")
 ARTICLES = ("A", "The", "One", "Some", "Any")
 CELLS, WIDTH, DIM, TOPICS = 4, 16, 8, 10
@@ -24,6 +26,12 @@ CCA = {"topics": TOPICS, "reg_image": 0.5, "reg_text": 0.5}
 MODEL = {
     "image": "regions", "text": "bag", "attention": False, "method": "pcmepp", "score": "cosine",
     "embed_dim": DIM, "input_dropout_rate": 0.2,
+}  # fmt: skip
+
+
+FRAGMENTS = {
+    "text": "words", "unit_images": False, "unit_words": False, "attention_norm": "no_norm",
+    "variant": "image", "steps": 1, "smooth": 0.3, "embed_dim": DIM,
 }  # fmt: skip
 
 
@@ -134,6 +142,73 @@ def test_the_towers_begin_as_cca(source, start):
     assert np.median((scores > own[:, None]).sum(axis=1)) <= 1
 
 
+def make_fragments_task(source, **options):
+    """An IMRAM task on the source, and the first training examples."""
+    task = imram.make({**FRAGMENTS, "vocab_size": source.info["vocab_size"], **options})
+    return task, jax.tree.map(lambda x: x[:8], linear_start.read_all(source.train))
+
+
+def pair_scores(task, start, batch, key=0) -> np.ndarray:
+    """Scores [images, captions] at the start, of each image's first caption."""
+    variables = imram.with_linear_start(task.init(jax.random.key(key), batch), start)
+    sides = (
+        task.encode["image"](variables, {"regions": batch["regions"]}),
+        task.encode["text"](variables, {"text": batch["text"][:, 0]}),
+    )
+    return np.asarray(task.score(variables, *sides))
+
+
+def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of the last axes of x and y, which broadcast."""
+    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    return (x * y).sum(axis=-1) / norms
+
+
+def test_even_attention_begins_as_cca_of_fragments(source, start):
+    """Each region finds the caption of CCA, and each word the mean region of CCA."""
+    task, batch = make_fragments_task(source, smooth=0.0)
+    regions = batch["regions"].astype(np.float64) @ start.image_kernel + start.image_bias
+    captions = np.stack([naive_text(start, ids) for ids in batch["text"][:, 0]])
+    want = cosines(regions[:, None], captions[:, None]).mean(axis=-1)
+    np.testing.assert_allclose(pair_scores(task, start, batch), want, atol=2e-5)
+
+    task, _ = make_fragments_task(source, smooth=0.0, variant="text")
+    for j, ids in enumerate(batch["text"][:, 0]):
+        ids = ids[ids > 2]
+        weighted = start.word_weights[ids, None] * start.word_vectors[ids]
+        words = weighted / np.linalg.norm(start.word_weights[ids]) + start.text_bias / len(ids)
+        np.testing.assert_allclose(words.sum(axis=0), captions[j], atol=1e-9)
+        want = cosines(regions.mean(axis=1)[:, None], words).mean(axis=1)
+        np.testing.assert_allclose(pair_scores(task, start, batch)[:, j], want, atol=2e-5)
+
+
+def test_each_step_begins_as_the_first(source, start):
+    one, batch = make_fragments_task(source)
+    two, _ = make_fragments_task(source, steps=2)
+    once, twice = pair_scores(one, start, batch), pair_scores(two, start, batch)
+    np.testing.assert_allclose(twice, 2 * once, atol=0.01)
+    np.testing.assert_array_less(0, np.ptp(once, axis=1))
+
+
+def test_gradients_at_the_start_are_finite(source, start):
+    """Even where a caption has no word."""
+    task, batch = make_fragments_task(source, steps=2, variant="full", dropout_rate=0.5)
+    batch["text"] = np.array(batch["text"])
+    batch["text"][0] = np.where(np.arange(batch["text"].shape[-1]) < 2, 1, 0)
+    variables = imram.with_linear_start(task.init(jax.random.key(0), batch), start)
+    loss = lambda v: objective(task.loss(v, batch, jax.random.key(1), None)[0], None)
+    value, grads = jax.jit(jax.value_and_grad(loss))(variables)
+    assert value > 0 and all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("options", [{"text": "gru"}, {"weight_norm": True}])
+def test_fragments_that_are_not_linear_cannot_start_so(source, start, options):
+    task, batch = make_fragments_task(source, **options)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
+    with pytest.raises(ValueError, match=r"needs config\.model\.image = 'regions', text = 'words'"):
+        imram.with_linear_start(shapes, start)
+
+
 class Records:
     """Training examples from arrays."""
 
@@ -173,14 +248,19 @@ def test_towers_that_are_not_linear_cannot_start_so(source, start, options):
         pcme.with_linear_start(shapes, start)
 
 
-def test_the_config_runs_and_keeps_the_means_of_its_start(folder, source, tmp_path, one_device):
-    spec = importlib.util.spec_from_file_location("pcme_flickr8k", CONFIG)
+def run_smoke(name: str, folder: Path, workdir: Path):
+    """Runs `configs/<name>.py:smoke` on the folder; returns its config and its results."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config("smoke")
     config.data.dir = str(folder)
-    launch.run_train(config, tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
+    launch.run_train(config, workdir)
+    return config, json.loads((workdir / "results.json").read_text())
+
+
+def test_the_config_runs_and_keeps_the_means_of_its_start(folder, source, tmp_path, one_device):
+    config, results = run_smoke("pcme_flickr8k", folder, tmp_path)
     assert results["test/i2t/r@10"] > 2 * 100 * 10 / 40 and results["test/t2i/r@1"] > 2 * 100 / 8
     stemmed, _ = runs.build(config)
     want = linear_start.fit(
@@ -189,3 +269,8 @@ def test_the_config_runs_and_keeps_the_means_of_its_start(folder, source, tmp_pa
     trained = parameters(tmp_path)
     (kernel,) = (x for name, x in trained.items() if "['head']['fc']['kernel']" in name)
     np.testing.assert_array_equal(kernel, want.image_kernel.astype(np.float32))
+
+
+def test_the_config_of_fragments_runs(folder, tmp_path, one_device):
+    _, results = run_smoke("imram_flickr8k_grid", folder, tmp_path)
+    assert results["test/i2t/r@10"] > 2 * 100 * 10 / 40 and results["test/t2i/r@1"] > 2 * 100 / 8

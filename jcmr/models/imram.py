@@ -13,12 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcmr.core import dtypes, parallel
 from jcmr.core.options import make_options
 from jcmr.core.types import Array, Batch, Task, Variables
 from jcmr.losses.ranking import hinge_terms
 from jcmr.losses.targets import flat_captions
+from jcmr.models.encoders.bag import BagOfWords, is_word
 from jcmr.models.encoders.compact import CompactNet
 from jcmr.models.encoders.gru import uniform_init
 from jcmr.models.encoders.pie import XAVIER, dropout
@@ -37,6 +39,8 @@ from jcmr.ops.cross_attention import (
     score_tile,
 )
 
+KEPT = 5.0
+"""Logit of what a gate keeps of the memory where it starts by keeping nearly all."""
 DIRECTIONS = {"full": ("t2i", "i2t"), "text": ("t2i",), "image": ("i2t",)}
 
 
@@ -47,6 +51,8 @@ class Config:
     image: str = "regions"
     """"regions" for precomputed features, or "compact", whose grid of an eighth of the resolution
     are the regions."""
+    text: str = "gru"
+    """"gru", words in their sentence, or "words" by themselves for small data, see `WordTower`."""
     vocab_size: int = 0
     word_dim: int = 300
     embed_dim: int = 1024
@@ -95,6 +101,7 @@ class Config:
 
 CHOICES = {
     "image": ("regions", "compact"),
+    "text": ("gru", "words"),
     "variant": tuple(DIRECTIONS),
     "attention_norm": NORMS,
     "aggregate": AGGREGATES,
@@ -173,6 +180,27 @@ class TextTower(nn.Module):
         return l2_normalise(states) if cfg.unit_words else states
 
 
+class WordTower(nn.Module):
+    """Weighted words without their sentence: [b, t, embed_dim].
+
+    Their sum is the vector that `BagOfWords` gives the caption, which attention that is even finds
+    up to its length: regions compare themselves with the caption, as in a linear model.
+    """
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, text: Array, keys: Array | None = None) -> Array:
+        """Word ids text [b, t], 0 = pad; keys [b] of dropout."""
+        cfg, dtype = self.cfg, dtypes.tower_dtype(self.cfg.dtype)
+        bag = BagOfWords(
+            cfg.vocab_size, cfg.embed_dim, dropout_rate=cfg.dropout_rate, dtype=dtype, name="bag"
+        )
+        number = jnp.maximum(jnp.sum(is_word(text), axis=1), 1)[:, None, None]
+        words = dtypes.at_least_float32(bag.apart(text, keys) + bag.bias / number)
+        return l2_normalise(words) if cfg.unit_words else words
+
+
 class Affine(nn.Module):
     """The weights of a linear layer that starts as torch's."""
 
@@ -210,7 +238,8 @@ class IMRAM(nn.Module):
     def setup(self) -> None:
         """Names the parts."""
         cfg = self.cfg
-        self.image, self.text = ImageTower(cfg), TextTower(cfg)
+        self.image = ImageTower(cfg)
+        self.text = WordTower(cfg) if cfg.text == "words" else TextTower(cfg)
         for name in DIRECTIONS[cfg.variant]:
             setattr(self, name, GateWeights(cfg.embed_dim) if cfg.steps > 1 else None)
 
@@ -237,8 +266,9 @@ class IMRAM(nn.Module):
     def embed_text(self, text: Array, keys: Array | None = None) -> Fragments:
         """Words [b, t] as fragments."""
         tokens, gates = self.text(text, keys), self.gates()
+        mask = is_word(text) if self.cfg.text == "words" else jnp.greater(text, 0)
         directions = gates.get("t2i"), gates.get("i2t")
-        return make_fragments(tokens, jnp.greater(text, 0), *directions, self.cfg.score_dtype)
+        return make_fragments(tokens, mask, *directions, self.cfg.score_dtype)
 
 
 def make_attention(cfg: Mapping[str, Any]) -> Callable[[Variables, Fragments, Fragments], Array]:
@@ -261,6 +291,37 @@ def make_attention(cfg: Mapping[str, Any]) -> Callable[[Variables, Fragments, Fr
         return received / jnp.maximum(received.sum(axis=-1, keepdims=True), 1e-8)
 
     return attention
+
+
+def with_linear_start(variables: Variables, start: Any) -> Variables:
+    """Variables whose fragments begin as the linear maps of `train.linear_start.LinearStart`.
+
+    Regions go through the map of their mean, words add up to that of their caption, and gates keep
+    the query, so that each step begins as the first.
+
+    Raises:
+      ValueError: the towers of the config are not linear.
+    """
+    params = variables["params"]
+    image, text = params["image"], params["text"]
+    if "bag" not in text or "backbone" in image or "scale" in image["project"]:
+        raise ValueError(
+            "config.train.init_from = 'cca' needs config.model.image = 'regions', text = 'words' "
+            "and weight_norm = False."
+        )
+    words = {
+        "embed": {"embedding": start.word_vectors},
+        "weights": start.word_weights,
+        "bias": start.text_bias,
+    }
+    project = {"kernel": start.image_kernel, "bias": start.image_bias}
+    new = {**params, "image": {**image, "project": project}, "text": {"bag": words}}
+    for name in params.keys() & {"t2i", "i2t"}:
+        gate = params[name]["gate"]
+        kept = {"kernel": np.zeros(gate["kernel"].shape), "bias": np.full(gate["bias"].shape, KEPT)}
+        new[name] = {**params[name], "gate": kept}
+    new = jax.tree.map(lambda old, x: jnp.asarray(x, old.dtype).reshape(old.shape), params, new)
+    return {**variables, "params": new}
 
 
 def make(cfg: Mapping[str, Any]) -> Task:
