@@ -29,6 +29,9 @@ EPS = 1e-8
 BUCKETS = (12, 16, 24, 48)
 """Lengths that captions are cut to; each is a program of its own to compile."""
 NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
+BOUNDED, LARGEST = ("clipped_l2norm", "l2norm", "softmax"), 64.0
+"""Norms after which no logit exceeds 1 in size. Times a `smooth` of at most LARGEST they have an
+exponential in float32 as they are, so that no pass is spent on the largest of them."""
 AGGREGATES = ("mean", "sum", "max", "lse")
 
 
@@ -181,8 +184,13 @@ def attend(logits: Array, query_mask: Array, context_mask: Array, how: Matching)
     >>> attend(jnp.zeros((1, 2, 1, 1)), query, context, Matching()).ravel().tolist()
     [0.5, 0.5]
     """
-    normalised = normalise_logits(logits, query_mask, how.norm)
-    return masked_softmax(how.smooth * normalised, context_mask[..., None, None], axis=1)
+    logits = how.smooth * normalise_logits(logits, query_mask, how.norm)
+    mask = context_mask[..., None, None]
+    if how.norm not in BOUNDED or how.smooth > LARGEST:
+        return masked_softmax(logits, mask, axis=1)
+    weights = jnp.where(mask, jnp.exp(logits), 0.0)
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
 
 
 def attended_cosine(weights: Array, dots: Array, gram: Array, norm: Array) -> Array:
