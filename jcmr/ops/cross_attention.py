@@ -314,7 +314,10 @@ def match_all(
     (n, r, d), (m, t, _) = images.tokens.shape, captions.tokens.shape
     words = jnp.swapaxes(captions.tokens, 0, 1).reshape(t * m, d)
     dots = product(images.tokens.reshape(n * r, d), words.T, how.dtype).reshape(n, r, t, m)
-    sides = {"t2i": (captions, images, dots), "i2t": (images, captions, dots.T)}
+    sides: dict[str, tuple[Fragments, Fragments, Array]] = {
+        "t2i": (captions, images, dots),
+        "i2t": (images, captions, dots.T),
+    }
     return {name: match_direction(*sides[name], gate, how) for name, gate in gates.items()}
 
 
@@ -349,7 +352,8 @@ def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Match
     """
     found = match_all(images, captions, gates, how)
     scores = {name: steps.sum(axis=0) for name, (steps, _) in found.items()}
-    return sum(x.T if name == "i2t" else x for name, x in scores.items())
+    turned = (x.T if name == "i2t" else x for name, x in scores.items())
+    return sum(turned, start=jnp.zeros(()))
 
 
 def cut(captions: Fragments, length: int) -> Fragments:
