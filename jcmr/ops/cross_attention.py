@@ -335,8 +335,8 @@ def match_directions(
     >>> [x.shape for x in found]
     [(1,), (1, 2, 2)]
     """
-    sides = jax.tree.map(lambda x: x[None], (image, caption))
-    found = match_all(*sides, gates, how)
+    image, caption = jax.tree.map(lambda x: x[None], (image, caption))
+    found = match_all(image, caption, gates, how)
     return {
         name: (scores[:, 0, 0], attention[:, 0, :, :, 0].mT)
         for name, (scores, attention) in found.items()
