@@ -33,7 +33,7 @@ def make_sets(n: int, m: int, regions: int, d: int) -> tuple[np.ndarray, np.ndar
 def score(images, words, mask):
     """Everything from the fragments on, so also what is made once per item."""
     regions = ca.make_fragments(images, jnp.ones(images.shape[:2], bool))
-    return ca.score_tile(regions, ca.make_fragments(words, mask), {"t2i": None}, HOW, chunk=8)
+    return ca.score_tile(regions, ca.make_fragments(words, mask), {"t2i": None}, HOW, chunk=20)
 
 
 def cases(scale: Scale) -> Iterator[Case]:

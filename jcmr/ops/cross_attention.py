@@ -26,9 +26,12 @@ from jcmr.core.types import Array
 from jcmr.ops.attention import masked_softmax
 
 EPS = 1e-8
-BUCKETS = (16, 32, 64)
+BUCKETS = (12, 16, 24, 48)
 """Lengths that captions are cut to; each is a program of its own to compile."""
 NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
+BOUNDED, LARGEST = ("clipped_l2norm", "l2norm", "softmax"), 64.0
+"""Norms after which no logit exceeds 1 in size. Times a `smooth` of at most LARGEST they have an
+exponential in float32 as they are, so that no pass is spent on the largest of them."""
 AGGREGATES = ("mean", "sum", "max", "lse")
 
 
@@ -152,69 +155,79 @@ def make_fragments(
 
 
 def normalise_logits(logits: Array, query_mask: Array, norm: str) -> Array:
-    """Logits [q, c], compared among the real query fragments [q] for each context fragment.
+    """Logits [n, c, q, m], compared among the real query fragments [q, m] of each query item.
 
-    >>> found = normalise_logits(jnp.array([[3.0], [4.0]]), jnp.ones(2, bool), 'l2norm')
-    >>> [round(x, 3) for x in found[:, 0].tolist()]
+    >>> logits = jnp.array([3.0, 4.0]).reshape(1, 1, 2, 1)
+    >>> found = normalise_logits(logits, jnp.ones((2, 1), bool), 'l2norm')
+    >>> [round(x, 3) for x in found.ravel().tolist()]
     [0.6, 0.8]
     """
     if norm.startswith("clipped"):
         logits = jax.nn.leaky_relu(logits, 0.1)
     if norm == "softmax":
-        return masked_softmax(logits, query_mask[:, None], axis=0)
+        return masked_softmax(logits, query_mask, axis=2)
     if norm.endswith("l2norm"):
-        return l2_normalise(jnp.where(query_mask[:, None], logits, 0.0), axis=0)
+        return l2_normalise(jnp.where(query_mask, logits, 0.0), axis=2)
     return logits
 
 
 def attend(logits: Array, query_mask: Array, context_mask: Array, how: Matching) -> Array:
-    """Attention [q, c] of each query fragment over the real context fragments.
+    """Attention [n, c, q, m] of each query fragment over the real fragments of each context.
 
     Args:
-      logits: [q, c], products of query and context.
-      query_mask: [q].
-      context_mask: [c].
+      logits: [n, c, q, m], products of context and query.
+      query_mask: [q, m].
+      context_mask: [n, c].
       how: norm and smooth are read.
 
-    >>> attend(jnp.zeros((1, 2)), jnp.ones(1, bool), jnp.ones(2, bool), Matching()).tolist()
-    [[0.5, 0.5]]
+    >>> query, context = jnp.ones((1, 1), bool), jnp.ones((1, 2), bool)
+    >>> attend(jnp.zeros((1, 2, 1, 1)), query, context, Matching()).ravel().tolist()
+    [0.5, 0.5]
     """
-    normalised = normalise_logits(logits, query_mask, how.norm)
-    return masked_softmax(how.smooth * normalised, context_mask[None], axis=1)
+    logits = how.smooth * normalise_logits(logits, query_mask, how.norm)
+    mask = context_mask[..., None, None]
+    if how.norm not in BOUNDED or how.smooth > LARGEST:
+        return masked_softmax(logits, mask, axis=1)
+    weights = jnp.where(mask, jnp.exp(logits), 0.0)
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
 
 
 def attended_cosine(weights: Array, dots: Array, gram: Array, norm: Array) -> Array:
-    """Cosine of each query fragment with what it attends to, [q].
+    """Cosine of each query fragment with what it attends to, [n, q, m].
 
     Args:
-      weights: [q, c].
-      dots: [q, c], products of the original fragments.
-      gram: [c, c], of the context.
-      norm: [q], lengths of the query's fragments.
+      weights: [n, c, q, m].
+      dots: [n, c, q, m], products of the original fragments.
+      gram: [n, c, c], of the contexts.
+      norm: [q, m], lengths of the query's fragments.
 
-    >>> one = jnp.ones((1, 1))
-    >>> attended_cosine(one, one, one, jnp.ones(1)).round(3).tolist()
-    [1.0]
+    >>> one = jnp.ones((1, 1, 1, 1))
+    >>> attended_cosine(one, one, one[0], jnp.ones((1, 1))).round(3).tolist()
+    [[[1.0]]]
     """
-    squared = jnp.sum(jnp.matmul(weights, gram, precision=HIGHEST) * weights, axis=-1)
-    return jnp.sum(weights * dots, axis=-1) / jnp.maximum(norm * safe_sqrt(squared), EPS)
+    flat = weights.reshape(*weights.shape[:2], -1)
+    both = jnp.matmul(gram, flat, precision=HIGHEST).reshape(weights.shape)
+    squared = jnp.sum(both * weights, axis=1)
+    return jnp.sum(weights * dots, axis=1) / jnp.maximum(norm * safe_sqrt(squared), EPS)
 
 
 def aggregate(cosines: Array, mask: Array, how: Matching) -> Array:
-    """One score from the cosines [q] of the real fragments; 0 where there is none.
+    """Scores [n, m] from the cosines [n, q, m] of the real fragments [q, m]; 0 without any.
 
-    >>> float(aggregate(jnp.array([1.0, 0.5, 9.0]), jnp.array([True, True, False]), Matching()))
+    >>> cosines, mask = jnp.array([1.0, 0.5, 9.0]), jnp.array([True, True, False])
+    >>> float(aggregate(cosines[None, :, None], mask[:, None], Matching())[0, 0])
     0.75
     """
-    number = jnp.sum(mask)
+    number = jnp.sum(mask, axis=0)
     if how.aggregate == "max":
-        top = jnp.max(jnp.where(mask, cosines, -jnp.inf))
+        top = jnp.max(jnp.where(mask, cosines, -jnp.inf), axis=1)
         return jnp.where(number > 0, top, 0.0)
     if how.aggregate == "lse":
         # Cosines are at most 1, so nothing overflows at any sensible scale.
-        total = jnp.sum(jnp.where(mask, jnp.exp(how.lse_scale * cosines), 0.0))
+        total = jnp.sum(jnp.where(mask, jnp.exp(how.lse_scale * cosines), 0.0), axis=1)
         return jnp.log(jnp.where(number > 0, total, 1.0)) / how.lse_scale
-    total = jnp.sum(jnp.where(mask, cosines, 0.0))
+    total = jnp.sum(jnp.where(mask, cosines, 0.0), axis=1)
     return total / jnp.maximum(number, 1) if how.aggregate == "mean" else total
 
 
@@ -230,46 +243,53 @@ def distil(memory: Array, inputs: Array, how: Matching) -> Array:
     return l2_normalise(memory) if how.renormalise else memory
 
 
-def match_pair(
+def match_direction(
     query: Fragments, context: Fragments, dots: Array, gate: Gate | None, how: Matching
 ) -> tuple[Array, Array]:
-    """One direction of one pair, `Fragments` without their leading axis.
+    """One direction of all pairs of m queries and n contexts.
+
+    Context fragments come before query fragments, and query items last: neither axis that is
+    reduced is the one along which a CPU computes many entries at once.
 
     Args:
-      query: q fragments.
-      context: c fragments.
-      dots: [q, c], their products.
+      query: [m], of q fragments.
+      context: [n], of c fragments.
+      dots: [n, c, q, m], their products.
       gate: needed for more than one step.
       how: the kind of matching.
 
     Returns:
-      (score of each step [k], attention of each step [k, q, c]).
+      (scores of each step [k, n, m], attention of each step [k, n, c, q, m]).
 
     >>> x = make_fragments(jnp.eye(2)[None], jnp.ones((1, 2), bool))
-    >>> one = jax.tree.map(lambda part: part[0], x)
-    >>> steps, attention = match_pair(one, one, jnp.eye(2), None, Matching())
+    >>> steps, attention = match_direction(x, x, jnp.eye(2)[None, :, :, None], None, Matching())
     >>> steps.shape, attention.shape
-    ((1,), (1, 2, 2))
+    ((1, 1, 1), (1, 1, 2, 2, 1))
     """
-    norm = safe_sqrt(jnp.diagonal(query.gram))
-    memory, logits, inputs = query.tokens, dots, query.as_query
+    query_mask = query.mask.T
+    norm = safe_sqrt(jnp.diagonal(query.gram, axis1=1, axis2=2)).T
+    last = lambda x: jnp.swapaxes(x, 0, 1)[None]  # [m, q, d] -> [1, q, m, d]
+    memory, logits = last(query.tokens), dots
+    inputs = None if query.as_query is None else last(query.as_query)
     scores, attention = [], []
 
     @jax.checkpoint
     def refine(memory: Array, inputs: Array | None, weights: Array) -> tuple[Array, Array]:
-        """The next memory and its logits."""
+        """The next memory [n, q, m, d] and its logits."""
         assert gate is not None and context.as_context is not None
         if inputs is None:
             inputs = product(memory, gate.query_kernel, how.dtype) + gate.bias
-        inputs = inputs + product(weights, context.as_context, how.dtype)
-        memory = distil(memory, inputs, how)
+        n, c, q, m = weights.shape
+        added = product(weights.reshape(n, c, q * m).mT, context.as_context, how.dtype)
+        memory = distil(memory, inputs + added.reshape(n, q, m, -1), how)
         attending = l2_normalise(memory) if how.cosine else memory
-        return memory, product(attending, context.tokens.T, how.dtype)
+        flat = attending.reshape(n, q * m, -1)
+        return memory, product(context.tokens, flat.mT, how.dtype).reshape(weights.shape)
 
     for step in range(how.steps):
-        weights = attend(logits, query.mask, context.mask, how)
+        weights = attend(logits, query_mask, context.mask, how)
         cosines = attended_cosine(weights, dots, context.gram, norm)
-        scores.append(aggregate(cosines, query.mask, how))
+        scores.append(aggregate(cosines, query_mask, how))
         attention.append(weights)
         if step + 1 < how.steps:
             memory, logits = refine(memory, inputs, weights)
@@ -282,19 +302,45 @@ Gates = Mapping[str, Gate | None]
 in which regions attend to words, or both. What is named is scored."""
 
 
+def match_all(
+    images: Fragments, captions: Fragments, gates: Gates, how: Matching
+) -> dict[str, tuple[Array, Array]]:
+    """`match_direction` of all images and all captions in each direction of `gates`.
+
+    >>> x = make_fragments(jnp.eye(2)[None], jnp.ones((1, 2), bool))
+    >>> sorted(match_all(x, x, {'t2i': None, 'i2t': None}, Matching()))
+    ['i2t', 't2i']
+    """
+    (n, r, d), (m, t, _) = images.tokens.shape, captions.tokens.shape
+    words = jnp.swapaxes(captions.tokens, 0, 1).reshape(t * m, d)
+    dots = product(images.tokens.reshape(n * r, d), words.T, how.dtype).reshape(n, r, t, m)
+    sides: dict[str, tuple[Fragments, Fragments, Array]] = {
+        "t2i": (captions, images, dots),
+        "i2t": (images, captions, dots.T),
+    }
+    return {name: match_direction(*sides[name], gate, how) for name, gate in gates.items()}
+
+
 def match_directions(
     image: Fragments, caption: Fragments, gates: Gates, how: Matching
 ) -> dict[str, tuple[Array, Array]]:
-    """`match_pair` of one image and one caption in each direction of `gates`.
+    """One image and one caption, `Fragments` without their leading axis, in each direction.
+
+    Returns:
+      direction -> (score of each step [k], attention of each step [k, query, context]).
 
     >>> x = make_fragments(jnp.eye(2)[None], jnp.ones((1, 2), bool))
     >>> one = jax.tree.map(lambda part: part[0], x)
-    >>> sorted(match_directions(one, one, {'t2i': None, 'i2t': None}, Matching()))
-    ['i2t', 't2i']
+    >>> found = match_directions(one, one, {'t2i': None}, Matching())['t2i']
+    >>> [x.shape for x in found]
+    [(1,), (1, 2, 2)]
     """
-    dots = product(caption.tokens, image.tokens.T, how.dtype)
-    sides = {"t2i": (caption, image, dots), "i2t": (image, caption, dots.T)}
-    return {name: match_pair(*sides[name], gate, how) for name, gate in gates.items()}
+    image, caption = jax.tree.map(lambda x: x[None], (image, caption))
+    found = match_all(image, caption, gates, how)
+    return {
+        name: (scores[:, 0, 0], attention[:, 0, :, :, 0].mT)
+        for name, (scores, attention) in found.items()
+    }
 
 
 def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Matching) -> Array:
@@ -304,12 +350,10 @@ def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Match
     >>> score_pairs(x, x, {'t2i': None}, Matching()).round(3).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-
-    def score(image: Fragments, caption: Fragments) -> Array:
-        found = match_directions(image, caption, gates, how)
-        return sum((steps.sum() for steps, _ in found.values()), start=jnp.zeros(()))
-
-    return jax.vmap(jax.vmap(score, (None, 0)), (0, None))(images, captions)
+    found = match_all(images, captions, gates, how)
+    scores = {name: steps.sum(axis=0) for name, (steps, _) in found.items()}
+    turned = (x.T if name == "i2t" else x for name, x in scores.items())
+    return sum(turned, start=jnp.zeros(()))
 
 
 def cut(captions: Fragments, length: int) -> Fragments:
