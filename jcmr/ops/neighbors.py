@@ -1,5 +1,8 @@
 """Nearest neighbours, and sums and maxima over neighbours that hold no value per edge."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,8 +158,10 @@ def sum_and_max(x: Array, index: Array) -> tuple[Array, Array]:
 
 def _sum_and_max(x: Array, index: Array) -> tuple[Array, Array, Array]:
     """Also the place among the neighbours of each maximum, int8 or int32 [b, n, c]."""
+    place_type = jnp.int8 if index.shape[-1] < 128 else jnp.int32
+    if jax.default_backend() == "cpu":
+        return _sum_and_max_of_clouds(x, index, place_type)
     flat, rows = x.reshape(-1, x.shape[-1]), neighbor_rows(index)
-    place_type = jnp.int8 if len(rows) < 128 else jnp.int32
     first = pick(flat, rows[0])
 
     def add(j: Array, found: tuple[Array, Array, Array]):
@@ -172,6 +177,26 @@ def _sum_and_max(x: Array, index: Array) -> tuple[Array, Array, Array]:
     return total, best, place
 
 
+def _sum_and_max_of_clouds(x: Array, index: Array, place_type: Any) -> tuple[Array, Array, Array]:
+    """The same for a CPU, whose compiler fuses all neighbours of a result into one loop if nothing
+    else needs them: so each result has a loop over clouds of its own.
+    """
+
+    def values(x: Array, index: Array) -> list[Array]:
+        return [pick(x, rows) for rows in index.T]
+
+    def first(of_cloud: tuple[Array, Array, Array]) -> Array:
+        x, index, best = of_cloud
+        place = jnp.zeros_like(best, place_type)
+        for j, value in reversed(list(enumerate(values(x, index)))):
+            place = jnp.where(value == best, jnp.asarray(j, place_type), place)
+        return place
+
+    total = lax.map(lambda of_cloud: sum(values(*of_cloud)), (x, index))
+    best = lax.map(lambda of_cloud: functools.reduce(jnp.maximum, values(*of_cloud)), (x, index))
+    return total, best, lax.map(first, (x, index, best))
+
+
 def _forward(x: Array, index: Array):
     total, best, place = _sum_and_max(x, index)
     return (total, best), (index, place)
@@ -181,13 +206,15 @@ def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, Array]):
     index, place = kept
     shape = cotangents[0].shape
     of_sum, of_max = (c.reshape(-1, shape[-1]) for c in cotangents)
-    rows, place = neighbor_rows(index), place.reshape(-1, shape[-1])
+    rows, place = neighbor_rows(index), place.reshape(-1, shape[-1]).astype(jnp.int32)
+    of_best = jnp.take_along_axis(rows.T, place, axis=1, mode="promise_in_bounds")
+    at = of_best, jnp.arange(shape[-1])
+    gradient = jnp.zeros_like(of_max).at[at].add(of_max, mode="promise_in_bounds")
 
     def add(j: Array, gradient: Array) -> Array:
-        share = of_sum + jnp.where(place == j.astype(place.dtype), of_max, 0)
-        return gradient.at[rows[j]].add(share, mode="promise_in_bounds")
+        return gradient.at[rows[j]].add(of_sum, mode="promise_in_bounds")
 
-    gradient = lax.fori_loop(0, len(rows), add, jnp.zeros_like(of_sum))
+    gradient = lax.fori_loop(0, len(rows), add, gradient)
     return gradient.reshape(shape), np.zeros(index.shape, jax.dtypes.float0)
 
 

@@ -48,13 +48,15 @@ class EdgeBatchNorm(BatchNorm):
 
         def moments(shift: Array) -> Moments:
             # E[(near_j + own_i)^2], with p centred by its mean: large offsets of p and q cancel.
+            # Factors stand outside of the sums, or a CPU fills arrays with them.
             center = lax.stop_gradient(p.mean((0, 1)))
             near, own = p - center, q + center - shift
             k, count = index.shape[-1], index.size
-            near_sum = total - k * center
-            degrees = in_degrees(index)[..., None]
-            first = (degrees * near).sum((0, 1)) + k * own.sum((0, 1))
-            second = (degrees * near * near + 2 * own * near_sum + k * own * own).sum((0, 1))
+            weighted = in_degrees(index)[..., None] * near
+            first = weighted.sum((0, 1)) + k * own.sum((0, 1))
+            of_near, of_own = (weighted * near).sum((0, 1)), (own * own).sum((0, 1))
+            across = (own * (total - k * center)).sum((0, 1))
+            second = of_near + 2 * across + k * of_own
             return Moments(first / count, second / count, count)
 
         factor, offset = self.affine((scale, bias), moments, train, axis)
