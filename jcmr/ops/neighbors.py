@@ -204,17 +204,17 @@ def _forward(x: Array, index: Array):
 
 def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, Array]):
     index, place = kept
-    shape = cotangents[0].shape
-    of_sum, of_max = (c.reshape(-1, shape[-1]) for c in cotangents)
-    rows, place = neighbor_rows(index), place.reshape(-1, shape[-1]).astype(jnp.int32)
-    of_best = jnp.take_along_axis(rows.T, place, axis=1, mode="promise_in_bounds")
-    at = of_best, jnp.arange(shape[-1])
+    shape, width = cotangents[0].shape, cotangents[0].shape[-1]
+    of_sum, of_max = cotangents[0].reshape(-1, width), cotangents[1].reshape(-1)
+    rows, place = neighbor_rows(index), place.reshape(-1, width).astype(jnp.int32)
+    best = jnp.take_along_axis(rows.T, place, axis=1, mode="promise_in_bounds")
+    at = (best * width + jnp.arange(width, dtype=best.dtype)).reshape(-1)
     gradient = jnp.zeros_like(of_max).at[at].add(of_max, mode="promise_in_bounds")
 
     def add(j: Array, gradient: Array) -> Array:
         return gradient.at[rows[j]].add(of_sum, mode="promise_in_bounds")
 
-    gradient = lax.fori_loop(0, len(rows), add, gradient)
+    gradient = lax.fori_loop(0, len(rows), add, gradient.reshape(-1, width))
     return gradient.reshape(shape), np.zeros(index.shape, jax.dtypes.float0)
 
 
