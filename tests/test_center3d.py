@@ -224,6 +224,16 @@ def test_many_clouds_are_compared_a_few_at_a_time(monkeypatch):
     assert compiled_cost(in_parts, x)[1] < wide
 
 
+@pytest.mark.parametrize("n, k", ((1, 1), (16, 16), (50, 20), (64, 7)))
+def test_largest_is_top_k(n, k):
+    """Also of equal scores, and of rows whose length is no multiple of a group's."""
+    scores = jnp.asarray(np.random.default_rng(0).integers(-9, 1, (30, n)), jnp.float32)
+    found = jax.jit(neighbors.largest, static_argnums=1)(scores, k)
+    np.testing.assert_array_equal(found, jax.lax.top_k(scores, k)[1])
+    lost = neighbors.largest(scores.at[0].set(jnp.nan), k)
+    assert ((lost >= 0) & (lost < n)).all()  # places of rows, as others take what lies there
+
+
 @pytest.mark.usefixtures("optimized")
 def test_kernels_are_correlated_once_a_face():
     """The official module takes four exponentials where one is enough."""

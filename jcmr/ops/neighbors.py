@@ -1,5 +1,8 @@
 """Nearest neighbours, and sums and maxima over neighbours that hold no value per edge."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,8 @@ from jcmr.core.types import Array
 
 SCORES_AT_ONCE = 1 << 24
 """Pairs of points that are compared at a time: 64 MiB in float32, 16 clouds of 1,024 points."""
+GROUP = 1 << 4
+"""Scores of a row whose maximum is kept on a CPU: what is looked at again when it is taken."""
 
 
 def nearness(x: Array) -> Array:
@@ -25,6 +30,48 @@ def nearness(x: Array) -> Array:
     squared = jnp.sum(x * x, axis=-1)
     dot = jnp.einsum("bnd,bmd->bnm", x, x, precision=HIGHEST)
     return 2 * dot - squared[:, None, :] - squared[:, :, None]
+
+
+def first_largest(x: Array) -> Array:
+    """`argmax` along the first axis, int32, in vector instructions on a CPU; the last of NaNs.
+
+    >>> first_largest(jnp.array([[1.0, 0.0], [1.0, 2.0]])).tolist()
+    [0, 1]
+    """
+    place = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    return jnp.min(jnp.where(x == x.max(axis=0), place, len(x) - 1), axis=0)
+
+
+def largest(scores: Array, k: int) -> Array:
+    """Places of the k largest of each row, int32 [n, k], in the order of `lax.top_k`.
+
+    For a CPU, where that sorts row by row. Here all rows take their largest k times: from the
+    maxima of groups, of which each time that of a single group changes.
+
+    Args:
+      scores: [n, m].
+      k: at most m.
+
+    >>> largest(jnp.array([[0.0, 2.0, 1.0, 2.0]]), 3).tolist()
+    [[1, 3, 2]]
+    """
+    n, m = scores.shape
+    scores = jnp.pad(scores, ((0, 0), (0, -m % GROUP)), constant_values=-jnp.inf)
+    scores = scores.reshape(n, -1, GROUP)
+    row = jnp.arange(n, dtype=jnp.int32)
+
+    def take(left: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        scores, best = left  # [n, groups, GROUP] and [groups, n]: rows are the lanes of vectors
+        group = first_largest(best)
+        members = scores.at[row, group].get(mode="promise_in_bounds").T
+        place = first_largest(members)
+        others = jnp.where(jnp.arange(GROUP)[:, None] == place, -jnp.inf, members)
+        scores = scores.at[row, group, place].set(-jnp.inf, mode="promise_in_bounds")
+        best = best.at[group, row].set(others.max(axis=0), mode="promise_in_bounds")
+        return (scores, best), group * GROUP + place
+
+    places = lax.scan(take, (scores, scores.max(axis=-1).T), length=k)[1]
+    return jnp.minimum(places.T, m - 1)  # NaNs could lead to what was padded
 
 
 def nearest(x: Array, k: int) -> Array:
@@ -52,6 +99,8 @@ def nearest(x: Array, k: int) -> Array:
         return lax.top_k(nearness(clouds), k)[1].astype(jnp.int32)
 
     x, clouds_at_once = lax.stop_gradient(x), max(1, SCORES_AT_ONCE // x.shape[1] ** 2)
+    if jax.default_backend() == "cpu":  # its cache holds the scores of one cloud
+        return lax.map(lambda cloud: largest(nearness(cloud[None])[0], k), x)
     known = isinstance(x.shape[0], int)  # an exported program takes batches of any size
     if known and x.shape[0] <= clouds_at_once:
         return nearest_of(x)
@@ -109,8 +158,10 @@ def sum_and_max(x: Array, index: Array) -> tuple[Array, Array]:
 
 def _sum_and_max(x: Array, index: Array) -> tuple[Array, Array, Array]:
     """Also the place among the neighbours of each maximum, int8 or int32 [b, n, c]."""
+    place_type = jnp.int8 if index.shape[-1] < 128 else jnp.int32
+    if jax.default_backend() == "cpu":
+        return _sum_and_max_of_clouds(x, index, place_type)
     flat, rows = x.reshape(-1, x.shape[-1]), neighbor_rows(index)
-    place_type = jnp.int8 if len(rows) < 128 else jnp.int32
     first = pick(flat, rows[0])
 
     def add(j: Array, found: tuple[Array, Array, Array]):
@@ -126,6 +177,26 @@ def _sum_and_max(x: Array, index: Array) -> tuple[Array, Array, Array]:
     return total, best, place
 
 
+def _sum_and_max_of_clouds(x: Array, index: Array, place_type: Any) -> tuple[Array, Array, Array]:
+    """The same for a CPU, whose compiler fuses all neighbours of a result into one loop if nothing
+    else needs them: so each result has a loop over clouds of its own.
+    """
+
+    def values(x: Array, index: Array) -> list[Array]:
+        return [pick(x, rows) for rows in index.T]
+
+    def first(of_cloud: tuple[Array, Array, Array]) -> Array:
+        x, index, best = of_cloud
+        place = jnp.zeros_like(best, place_type)
+        for j, value in reversed(list(enumerate(values(x, index)))):
+            place = jnp.where(value == best, jnp.asarray(j, place_type), place)
+        return place
+
+    total = lax.map(lambda of_cloud: sum(values(*of_cloud)), (x, index))
+    best = lax.map(lambda of_cloud: functools.reduce(jnp.maximum, values(*of_cloud)), (x, index))
+    return total, best, lax.map(first, (x, index, best))
+
+
 def _forward(x: Array, index: Array):
     total, best, place = _sum_and_max(x, index)
     return (total, best), (index, place)
@@ -133,15 +204,17 @@ def _forward(x: Array, index: Array):
 
 def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, Array]):
     index, place = kept
-    shape = cotangents[0].shape
-    of_sum, of_max = (c.reshape(-1, shape[-1]) for c in cotangents)
-    rows, place = neighbor_rows(index), place.reshape(-1, shape[-1])
+    shape, width = cotangents[0].shape, cotangents[0].shape[-1]
+    of_sum, of_max = cotangents[0].reshape(-1, width), cotangents[1].reshape(-1)
+    rows, place = neighbor_rows(index), place.reshape(-1, width).astype(jnp.int32)
+    best = jnp.take_along_axis(rows.T, place, axis=1, mode="promise_in_bounds")
+    at = (best * width + jnp.arange(width, dtype=best.dtype)).reshape(-1)
+    gradient = jnp.zeros_like(of_max).at[at].add(of_max, mode="promise_in_bounds")
 
     def add(j: Array, gradient: Array) -> Array:
-        share = of_sum + jnp.where(place == j.astype(place.dtype), of_max, 0)
-        return gradient.at[rows[j]].add(share, mode="promise_in_bounds")
+        return gradient.at[rows[j]].add(of_sum, mode="promise_in_bounds")
 
-    gradient = lax.fori_loop(0, len(rows), add, jnp.zeros_like(of_sum))
+    gradient = lax.fori_loop(0, len(rows), add, gradient.reshape(-1, width))
     return gradient.reshape(shape), np.zeros(index.shape, jax.dtypes.float0)
 
 

@@ -46,7 +46,10 @@ class EdgeConv(nn.Module):
         index = nearest(x, self.k)
         x = x if self.dtype is None else x.astype(self.dtype)
         difference, own = jnp.split(kernel.astype(x.dtype), 2)
-        p, q = x @ difference, x @ (own - difference)
+        points = x.reshape(-1, width)  # of clouds, a CPU copies what their gradients multiply
+        p, q = (
+            (points @ part).reshape(*x.shape[:2], -1) for part in (difference, own - difference)
+        )
         return leaky(EdgeBatchNorm(name="bn")(p, q, index, train, axis))
 
 

@@ -43,19 +43,20 @@ class EdgeBatchNorm(BatchNorm):
         dtype = p.dtype
         p, q = (x.astype(jnp.promote_types(dtype, jnp.float32)) for x in (p, q))
         sign = jnp.where(scale >= 0, 1.0, -1.0)
-        total, best = sum_and_max(p * sign, index)
-        total, best = total * sign, best * sign
+        if train:  # E[(p_j + q_i)^2] with p centred: large offsets of p and q cancel.
+            center = lax.stop_gradient(p.mean((0, 1)))
+            p, q = p - center, q + center
+        near = p * sign
+        total, best = sum_and_max(near, index)
 
         def moments(shift: Array) -> Moments:
-            # E[(near_j + own_i)^2], with p centred by its mean: large offsets of p and q cancel.
-            center = lax.stop_gradient(p.mean((0, 1)))
-            near, own = p - center, q + center - shift
-            k, count = index.shape[-1], index.size
-            near_sum = total - k * center
-            degrees = in_degrees(index)[..., None]
-            first = (degrees * near).sum((0, 1)) + k * own.sum((0, 1))
-            second = (degrees * near * near + 2 * own * near_sum + k * own * own).sum((0, 1))
+            # What is one for a channel stands outside of the sums, or a CPU fills arrays with it.
+            own, k, count = q - shift, index.shape[-1], index.size
+            weighted = in_degrees(index)[..., None] * near
+            first = sign * weighted.sum((0, 1)) + k * own.sum((0, 1))
+            of_near, of_own = (weighted * near).sum((0, 1)), (own * own).sum((0, 1))
+            second = of_near + 2 * sign * (own * total).sum((0, 1)) + k * of_own
             return Moments(first / count, second / count, count)
 
         factor, offset = self.affine((scale, bias), moments, train, axis)
-        return ((best + q) * factor + offset).astype(dtype)
+        return ((best * sign + q) * factor + offset).astype(dtype)
