@@ -82,7 +82,7 @@ QUALITY: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "dxr_flickr8k": ("DXR on the same Flickr8k subset", FLICKR8K),
     "imram_scenes": (
-        "IMRAM on scenes: 1,000 held-out scenes, 5,000 captions, exact relevance",
+        "IMRAM on scenes: 500 held-out scenes, 2,500 captions, exact relevance",
         {
             "hit@1 t2i": "test/t2i/hit@1",
             "hit@1 i2t": "test/i2t/hit@1",
