@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.reduction = "mean"
     config.model.duplicates = "masked"
     config.model.mask_true_positives = True
+    config.model.hardest = False
     config.model.chunk = 8
 
     main = ConfigDict()

@@ -69,8 +69,14 @@ class Projector(nn.Module):
         raw, attention, residual = pie(out, x, mask, keys)
         if self.interaction:
             norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")
+            # Begins as no interaction: one of random weights blurs the representations, and
+            # learning starts late.
             among = nn.MultiHeadDotProductAttention(
-                self.num_heads, dtype=self.dtype, deterministic=True, name="among"
+                self.num_heads,
+                dtype=self.dtype,
+                deterministic=True,
+                out_kernel_init=nn.initializers.zeros,
+                name="among",
             )
             raw = raw + dropout(among(norm(raw)), self.dropout_rate, keys, site=5)
         reps = unit_length(raw)
