@@ -2,8 +2,8 @@
 
 python -m jcmr.launch --config=configs/pvse_scenes.py --workdir=runs/pvse_scenes
 
-Weights of the losses and margin are those of the official recipe for COCO. All negatives count: from
-random towers, the hardest alone (hit@1 t2i .05) draw all representations to one place.
+Weights of the losses and margin are those of the official recipe for COCO. All negatives count:
+from random towers, the hardest alone (hit@1 t2i .05) draw all representations to one place.
 """
 
 from ml_collections import ConfigDict
