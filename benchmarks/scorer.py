@@ -1,6 +1,6 @@
 """The scorer: what it costs beside the bare model, and one query beside faiss.
 
-python -m benchmarks.scorer [--items=100000] [--queries=200] [--calls=1000] [--rounds=5]
+python -m benchmarks.scorer [--items=100000] [--queries=200] [--calls=1000] [--rounds=15]
 
 Encoding is that of the demo's system at full batches, alternating with its jitted encoder alone.
 One query is searched in vectors of 512 numbers, alternating with faiss-cpu's flat index; both are
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     mesh = parallel.make_mesh(jax.devices()[:1])
     encoding = measure_encoding(Scorer(demo_run(mesh), mesh), 8, args.rounds)

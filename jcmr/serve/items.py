@@ -190,7 +190,7 @@ def as_stored(name: str, x: np.ndarray, like: Any) -> np.ndarray:
         raise ValueError(
             f"the run reads {name} as {like.dtype} {list(like.shape)}, this is {describe(x)}."
         )
-    return x.astype(like.dtype)
+    return x.astype(like.dtype, copy=False)
 
 
 def make_read(run: Run, modality: str) -> tuple[Read, tuple[str, ...]]:
