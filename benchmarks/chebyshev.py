@@ -15,7 +15,7 @@ from benchmarks.suite import main
 from benchmarks.timing import Case, Scale, baseline, jitted
 from jcmr.core.work import bytes_of
 
-SIZES = {"dry": (60, 4), "cpu": (4000, 64), "gpu": (10_000, 128)}
+SIZES = {"dry": (60, 4), "cpu": (10_000, 128), "gpu": (10_000, 128)}
 """(words, documents)."""
 NEIGHBOURS, TAPS = 8, 3
 SPARSE = "sparse matrix in torch"

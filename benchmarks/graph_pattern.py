@@ -12,7 +12,7 @@ from jcmr.train.state import objective
 
 SIZES = {
     "dry": ((6, 3, 8),),
-    "cpu": ((64, 4, 256), (256, 4, 128)),
+    "cpu": ((64, 4, 256), (256, 4, 128), (512, 8, 64)),
     "gpu": ((128, 4, 1024), (1024, 8, 1024)),
 }
 """(items, representations, dimensions)."""
