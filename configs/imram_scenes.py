@@ -1,6 +1,8 @@
 """IMRAM on the embedded scenes: the grid of the compact tower are the regions.
 
 python -m jcmr.launch --config=configs/imram_scenes.py --workdir=runs/imram_scenes
+
+All negatives count: from random towers, the hardest alone are hardly learned from.
 """
 
 from ml_collections import ConfigDict

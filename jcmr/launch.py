@@ -160,8 +160,8 @@ def with_captions(config: Config, workdir: Path, source: Any) -> Any:
         run_train(config.small_retriever, folder)
     # Each host embeds and indexes for itself: what it finds, it finds without waiting for others.
     local = parallel.make_mesh(jax.local_devices())
-    own = Path(config.retriever) if config.retriever else folder
-    return Library(config, own, parallel.own_folder(workdir), source, local)
+    retriever = Path(config.retriever) if config.retriever else folder
+    return Library(config, retriever, parallel.own_folder(workdir), source, local)
 
 
 def run_train(config: Config, workdir: Path) -> None:

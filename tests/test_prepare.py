@@ -53,7 +53,7 @@ def test_coco_becomes_array_records_and_an_index(coco, tmp_path, capsys, monkeyp
     out = tmp_path / "data" / "coco"
     prepare.main(coco_command(coco, out, "--size=24"))
     said = capsys.readouterr().out
-    assert "images: 23 of 23" in said and "a second" in said and "0s left" in said
+    assert "images: 23 of 23" in said and "per second" in said and "0s left" in said
     assert said.endswith(f"Wrote {out}.\n")
     data = open_prepared(str(out), "coco", "")
     train, dev, test = (data.index(split) for split in ("train", "dev", "test"))

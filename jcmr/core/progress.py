@@ -36,7 +36,7 @@ class Progress:
         self.said = now
         rate = done / max(now - self.began, 1e-9)
         left = clock((self.total - done) / rate) if done else "?"
-        self.say(f"{self.what}: {done:,} of {self.total:,}, {rate:,.0f} a second, {left} left")
+        self.say(f"{self.what}: {done:,} of {self.total:,}, {rate:,.0f} per second, {left} left")
 
     def step(self, count: int = 1) -> None:
         """So many more are done."""

@@ -28,7 +28,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = ("vectors.npy", "ids.npy", "payloads.jsonl", "ends.npy")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-Progress = Callable[[int], None]
+Told = Callable[[int], None]
 
 
 class Alias(NamedTuple):
@@ -60,7 +60,7 @@ def write_file(path: Path, parts: Iterator[bytes]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def npy_parts(x: np.ndarray, progress: Progress) -> Iterator[bytes]:
+def npy_parts(x: np.ndarray, progress: Told) -> Iterator[bytes]:
     """The bytes of a .npy file of `x`; tells `progress` how many rows are out."""
     header = io.BytesIO()
     description = np.lib.format.dtype_to_descr(x.dtype)
@@ -81,7 +81,7 @@ def seal(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def save(snapshot: Snapshot, folder: Path, progress: Progress = lambda rows: None) -> None:
+def save(snapshot: Snapshot, folder: Path, progress: Told = lambda rows: None) -> None:
     """Writes `folder`; it appears whole or not at all.
 
     Raises:
@@ -207,7 +207,7 @@ class Store:
         found = sorted((self.folder / "aliases").glob("*.json"))
         return {path.stem: self.read_alias(path.stem) for path in found}
 
-    def save(self, name: str, snapshot: Snapshot, progress: Progress = lambda rows: None) -> None:
+    def save(self, name: str, snapshot: Snapshot, progress: Told = lambda rows: None) -> None:
         """Writes `snapshot` as `name`.
 
         Raises:
