@@ -1,6 +1,7 @@
 """Eight host devices and exact products in every test; goldens found by file name prefix."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -25,6 +26,9 @@ import numpy as np
 import pytest
 
 from jcmr.core import parallel
+
+# Tracing makes many objects and little garbage: looking for it cost a tenth of the time.
+gc.set_threshold(50_000, 20, 100)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
