@@ -12,7 +12,7 @@ import scipy.linalg
 
 from jcmr import launch
 from jcmr.data.sources import precomp
-from jcmr.models import imram, pcme
+from jcmr.models import dxr, imram, pcme
 from jcmr.serve import runs
 from jcmr.train import linear_start
 from jcmr.train.state import objective
@@ -32,6 +32,10 @@ MODEL = {
 FRAGMENTS = {
     "text": "words", "unit_images": False, "unit_words": False, "attention_norm": "no_norm",
     "variant": "image", "steps": 1, "smooth": 0.3, "embed_dim": DIM,
+}  # fmt: skip
+ALIGNED = {
+    "image": "regions", "text": "words", "embed_dim": DIM, "word_dim": DIM, "num_heads": 2,
+    "hidden": 16,
 }  # fmt: skip
 
 
@@ -207,6 +211,36 @@ def test_fragments_that_are_not_linear_cannot_start_so(source, start, options):
     shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
     with pytest.raises(ValueError, match=r"needs config\.model\.image = 'regions', text = 'words'"):
         imram.with_linear_start(shapes, start)
+
+
+def make_aligned_task(source, **options):
+    """A DXR task on the source, and all training examples."""
+    task = dxr.make({**ALIGNED, "vocab_size": source.info["vocab_size"], **options})
+    return task, linear_start.read_all(source.train)
+
+
+def test_a_transformer_begins_near_cca(source, start):
+    task, batch = make_aligned_task(source, num_layers=2)
+    variables = dxr.with_linear_start(jax.jit(task.init)(jax.random.key(0), batch), start)
+    image = jax.jit(task.encode["image"])(variables, {"regions": batch["regions"]})
+    text = jax.jit(task.encode["text"])(variables, {"text": batch["text"][:, 0]})
+    regions = batch["regions"].astype(np.float64) @ start.image_kernel + start.image_bias
+    captions = np.stack([naive_text(start, ids) for ids in batch["text"][:, 0]])
+    lost = np.stack([np.ones(DIM), np.resize([-1, 1], DIM)]) / np.sqrt(DIM)
+    kept = np.eye(DIM) - lost.T @ lost
+    want = cosines(regions.mean(axis=1)[:, None] @ kept, captions @ kept)
+    got = np.asarray(task.score(variables, image, text))
+    assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.98
+    own = np.diagonal(got)
+    assert np.median((got > own[:, None]).sum(axis=1)) <= 1
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 0}, {"word_dim": 6}])
+def test_a_transformer_that_is_not_linear_cannot_start_so(source, start, options):
+    task, batch = make_aligned_task(source, **options)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="num_layers of at least 1 and word_dim = embed_dim"):
+        dxr.with_linear_start(shapes, start)
 
 
 class Records:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from jcmr.core import dtypes, parallel
 from jcmr.core.options import make_options
@@ -298,6 +300,54 @@ def contrastive_terms(
         "text_to_image": Term(of_captions, len(captions), 0.5),
         "scale": Term(scale, 1.0, 0.0),
     }
+
+
+TOKEN, STEADY = 30.0, 300.0
+"""Sizes of the channels of a linear start: of the tokens (above positions, which stay below 1), and
+of the constant beside them.
+"""
+
+
+def with_linear_start(variables: Variables, start: Any) -> Variables:
+    """Variables whose embeddings begin near the linear maps of `train.linear_start.LinearStart`.
+
+    Regions and words go through these maps, layers begin as nothing but their norms, and pooling as
+    the mean. A norm is nearly linear around a large constant: both projections add one, alternately
+    signed, and the last norm takes it off again. Two directions of the d are lost to norms: the
+    constant's, and that of all channels alike.
+
+    Raises:
+      ValueError: the towers of the config are not linear, or there is no layer.
+    """
+    params = variables["params"]
+    last = f"shared_{sum(name.startswith('shared_') for name in params) - 1}"
+    dim = start.image_kernel.shape[1]
+    words = params["text"].get("embed", {}).get("embedding", np.zeros((0, 0)))
+    if "image" in params or words.shape[1] != dim or last not in params:
+        raise ValueError(
+            "config.train.init_from = 'cca' needs config.model.image = 'regions', text = 'words', "
+            "num_layers of at least 1 and word_dim = embed_dim."
+        )
+    vectors = start.word_weights[:, None] * start.word_vectors
+    image, text = (TOKEN / np.sqrt(np.mean(np.square(x))) for x in (start.image_bias, vectors))
+    signs = np.where(np.arange(dim) % 2, 1.0, -1.0)
+    image_bias, text_bias = image * start.image_bias, text * start.text_bias
+    scale = STEADY / TOKEN
+    linear = {
+        ("text", "embed", "embedding"): text * vectors,
+        ("image_project", "kernel"): image * start.image_kernel,
+        ("image_project", "bias"): image_bias + STEADY * signs,
+        ("text_project", "kernel"): np.eye(dim),
+        ("text_project", "bias"): text_bias + STEADY * signs,
+        (last, "norm", "scale"): np.full(dim, scale),
+        (last, "norm", "bias"): -scale * signs,
+    }
+    new = {}
+    for path, old in traverse_util.flatten_dict(dict(params)).items():
+        silent = {"out", "second"} & {*path}  # of attention, of layers, of pooling
+        value = linear.get(path, jnp.zeros_like(old) if silent else old)
+        new[path] = jnp.asarray(value, old.dtype).reshape(old.shape)
+    return {**variables, "params": traverse_util.unflatten_dict(new)}
 
 
 def make(cfg: Mapping[str, Any]) -> Task:
