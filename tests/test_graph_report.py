@@ -36,4 +36,8 @@ def test_representations(tmp_path):
     attention = rng.dirichlet(np.ones(4), (1, 3)).swapaxes(1, 2)
     made = Projected(reps, reps, reps, attention, reps[:, 0], attention[:, 0])  # pyright: ignore
     graph_report.draw_pair({"image": made, "text": made}, {"text": list("abcd")}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"distances.png", "attention.png"}
+    drawn = {"distances.png", "attention.png"}
+    assert {path.name for path in tmp_path.iterdir()} == drawn
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    graph_report.draw_pair({"image": made, "text": made}, {"text": list("ab")}, tmp_path, pixels)
+    assert {path.name for path in tmp_path.iterdir()} == drawn | {"attention_image.png"}

@@ -18,14 +18,14 @@ Attention = Callable[[Variables, Any, Any], jax.Array]
 MAX_WORDS = 16
 
 
-def draw_pair(
+def draw_grids(
     pixels: np.ndarray, words: Sequence[str], attention: np.ndarray, title: str, path: Path
 ) -> None:
-    """One image and one caption: a row for each step, a column for each word.
+    """Attention over one image: a row for each step, a column for each word that looks at it.
 
     Args:
       pixels: [h, w, 3] uint8.
-      words: t words.
+      words: t words, or names of what else attends.
       attention: [steps, t, side, side], of each word over a grid that covers the image.
       title: of the figure.
       path: the PNG file.
@@ -38,7 +38,8 @@ def draw_pair(
     extent = (0, pixels.shape[1], pixels.shape[0], 0)
     for step in range(steps):
         show_image(axes[step, 0], pixels, None)
-        axes[step, 0].set_ylabel(f"step {step + 1}")
+        if steps > 1:
+            axes[step, 0].set_ylabel(f"step {step + 1}")
         for axis, word, weights in zip(axes[step, 1:], words, attention[step]):
             show_image(axis, pixels.mean(axis=-1, keepdims=True).repeat(3, -1) / 255, None)
             axis.imshow(weights, extent=extent, cmap="inferno", alpha=0.65, vmin=0)
@@ -100,5 +101,5 @@ def draw(
             grid = weights[i, :, : len(words)].reshape(weights.shape[1], len(words), side, side)
             hit = "a match" if results.hits["t2i"][chosen[i], 0] else "no match"
             title = f"where each word looks in the image found first ({hit}), step by step"
-            draw_pair(inputs[0]["image"][i], words, grid, title, folder / f"attention_{i}.png")
+            draw_grids(inputs[0]["image"][i], words, grid, title, folder / f"attention_{i}.png")
     return True

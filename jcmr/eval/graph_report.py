@@ -1,5 +1,6 @@
 """Pictures: words around a query, an item's representations, and what each attends to."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jax import numpy as jnp
 from jcmr.core.types import RetrievalSplit, Source, Variables
 from jcmr.data.image import make_prepare
 from jcmr.data.records import take
+from jcmr.eval.attention_report import draw_grids
 from jcmr.eval.report import BLUE, GREY, ORANGE, STYLE, plt, save
 from jcmr.models import gcn_text, gpldan
 from jcmr.ops import graph
@@ -77,12 +79,13 @@ def draw_distances(images: np.ndarray, texts: np.ndarray, path: Path) -> None:
     """
     both = np.concatenate([images, texts])
     names = [f"{side} {i + 1}" for side in ("image", "text") for i in range(len(images))]
-    distance = 1 - both @ both.T
+    distance = np.maximum(1 - both @ both.T, 0)
+    largest = max(distance.max(), 1e-6)
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axis = plt.subplots(figsize=(5.2, 4.6))
-        shown = axis.imshow(distance, cmap="viridis", vmin=0, vmax=max(1.0, distance.max()))
+        shown = axis.imshow(distance, cmap="viridis", vmin=0, vmax=largest)
         for row, column in np.ndindex(*distance.shape):
-            colour = "white" if distance[row, column] < 0.6 else "black"
+            colour = "white" if distance[row, column] < 0.6 * largest else "black"
             text = f"{distance[row, column]:.2f}"
             axis.text(column, row, text, ha="center", va="center", size=6, color=colour)
         axis.set_xticks(range(len(names)), names, rotation=90)
@@ -113,17 +116,32 @@ def draw_attention(
         save(figure, path)
 
 
-def draw_pair(explained: Mapping[str, Any], names: Mapping[str, Sequence[str]], folder: Path):
-    """`distances.png` and `attention.png` of one pair.
+def draw_pair(
+    explained: Mapping[str, Any],
+    names: Mapping[str, Sequence[str]],
+    folder: Path,
+    pixels: np.ndarray | None = None,
+):
+    """`distances.png` and `attention.png` of one pair; `attention_image.png` over its pixels.
 
     Args:
       explained: modality -> `models.encoders.projector.Projected` of one item.
-      names: as in `draw_attention`.
+      names: modality -> names of the first tokens, which alone are drawn; numbers where absent.
       folder: exists.
+      pixels: [h, w, 3] uint8 of the image, where it has them.
     """
     image, text = (np.asarray(explained[name].reps[0]) for name in ("image", "text"))
     draw_distances(image, text, folder / "distances.png")
     attention = {name: np.asarray(item.attention[0]) for name, item in explained.items()}
+    attention |= {name: attention[name][: len(tokens)] for name, tokens in names.items()}
+    tokens, num = attention["image"].shape
+    side = math.isqrt(tokens)
+    if pixels is not None and side * side == tokens:
+        grid = attention.pop("image").T.reshape(1, num, side, side)
+        title = "where each representation looks"
+        labels = [str(i + 1) for i in range(num)]
+        with plt.rc_context(STYLE):
+            draw_grids(pixels, labels, grid, title, folder / "attention_image.png")
     draw_attention(attention, names, folder / "attention.png")
 
 
@@ -139,8 +157,8 @@ def draw_run(
         explained = {n: gpldan.explain(config.model, variables, n, one) for n, one in pair.items()}
         ids = np.asarray(pair["text"]["text"][0])
         named = words and np.issubdtype(ids.dtype, np.integer)
-        names = {"text": [words[i] for i in ids]} if named else {}
-        draw_pair(explained, names, folder)
+        names = {"text": [words[i] for i in ids if i > 0]} if named else {}
+        draw_pair(explained, names, folder, split.items["image"][0].get("image"))
     elif config.task == "gcn_text":
         stored = jax.device_get(variables["graph"])
         edges = stored["senders"], stored["receivers"]
