@@ -342,8 +342,9 @@ def with_linear_start(variables: Variables, start: Any) -> Variables:
         (last, "norm", "scale"): np.full(dim, scale),
         (last, "norm", "bias"): -scale * signs,
     }
-    new = {}
-    for path, old in traverse_util.flatten_dict(dict(params)).items():
+    flat: dict[Any, Any] = traverse_util.flatten_dict(dict(params))
+    new: dict[Any, Array] = {}
+    for path, old in flat.items():
         silent = {"out", "second"} & {*path}  # of attention, of layers, of pooling
         value = linear.get(path, jnp.zeros_like(old) if silent else old)
         new[path] = jnp.asarray(value, old.dtype).reshape(old.shape)
