@@ -101,6 +101,25 @@ def test_large_jpegs_may_be_decoded_smaller():
     assert decode_image(content).shape == (400, 600, 3)
     assert decode_image(content, at_least=90).shape == (100, 150, 3)
     assert decode_image(content, at_least=500).shape == (400, 600, 3)
+    smaller = decode_image(content, at_least=240)
+    assert smaller.shape == (250, 375, 3)
+    whole = Image.fromarray(picture(400, 600)).resize((375, 250), Image.Resampling.BOX)
+    assert np.abs(smaller.astype(int) - np.asarray(whole)).mean() < 3
+
+
+def test_jpegs_are_decoded_as_pillow_does_it():
+    """Also where the faster decoder takes no part, or will not."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    grey = Image.fromarray(noise[:, :, 0])
+    for content in (
+        encoded(Image.fromarray(noise), "JPEG"),
+        encoded(Image.fromarray(noise), "JPEG", subsampling=0, progressive=True),
+        encoded(grey, "JPEG"),
+        encoded(grey.convert("CMYK"), "JPEG"),
+        encoded(Image.fromarray(noise), "JPEG").replace(b"\xff\xd9", b"xx\xff\xd9"),
+    ):
+        want = Image.open(io.BytesIO(content)).convert("RGB")
+        np.testing.assert_array_equal(decode_image(content), np.asarray(want))
 
 
 @pytest.mark.parametrize("height, width", [(24, 36), (36, 24), (41, 33), (20, 20), (7, 90)])
