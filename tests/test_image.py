@@ -10,6 +10,7 @@ from PIL import Image
 
 from jcmr.core import parallel
 from jcmr.data.image import (
+    aspect_of,
     crop_and_resize,
     crop_box,
     decode_image,
@@ -78,7 +79,7 @@ def test_exif_rotation_is_undone(tmp_path):
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.jpg", exif=exif, quality=95, subsampling=0)
     found = decode_image(tmp_path / "turned.jpg")
-    assert found.shape == (24, 36, 3)
+    assert found.shape == (24, 36, 3) and aspect_of(tmp_path / "turned.jpg") == 36 / 24
     assert np.abs(found.astype(int) - picture()).mean() < 3
     broken = encoded(Image.fromarray(picture()), "PNG", exif=b"Exif\x00\x00II*\x00garbage")
     np.testing.assert_array_equal(decode_image(broken), picture())

@@ -53,14 +53,24 @@ def decode_image(source: bytes | str | Path, name: str = "", at_least: int = 0) 
         raise ValueError(f"The image {name} cannot be read ({error}); replace the file.") from error
 
 
+def orientation(image: Image.Image) -> int:
+    """How EXIF says that an opened picture is to be turned, 1 (not at all) to 8."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken EXIF block does not make the pixels unusable
+        return 1
+
+
 def is_plain_jpeg(image: Image.Image) -> bool:
     """Whether an opened picture is a JPEG in colour or grey that is to be shown as it is stored."""
-    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
-        return False
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    except Exception:  # a broken EXIF block
-        return False
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1
+
+
+def aspect_of(source: bytes | str | Path) -> float:
+    """Width / height of a readable picture as it is meant to be seen, from the head of its file."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        width, height = image.size
+        return height / width if orientation(image) > 4 else width / height
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

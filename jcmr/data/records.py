@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from jcmr.core.types import RandomAccess
-from jcmr.data.image import decode_image, resize_for_evaluation, resize_for_training
+from jcmr.data.image import aspect_of, decode_image, resize_for_evaluation, resize_for_training
 
 
 def stack(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -86,9 +86,8 @@ class Images:
         example = {"id": np.asarray(index, np.int32)}
         if self.whole:
             image = decode_image(stored, name, at_least=self.size)
-            aspect = np.asarray(image.shape[1] / image.shape[0], np.float32)
             image = resize_for_training(image, self.size)
-            return example | {"image": image, "aspect": aspect}
+            return example | {"image": image, "aspect": np.asarray(aspect_of(stored), np.float32)}
         try:
             image = resize_for_evaluation(decode_image(stored, name), self.size)
         except ValueError as error:
