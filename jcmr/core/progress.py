@@ -27,7 +27,10 @@ class Progress:
         self.began = self.said = time.monotonic()
 
     def __call__(self, done: int) -> None:
-        """So many are done; a loop that had something to say also says that it has ended."""
+        """So many are done (padding is none of them); a loop that had something to say also says
+        that it has ended.
+        """
+        done = min(done, self.total)
         self.done = done
         now = time.monotonic()
         ended = done >= self.total and self.said > self.began
