@@ -233,6 +233,9 @@ def test_a_transformer_begins_near_cca(source, start):
     assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.98
     own = np.diagonal(got)
     assert np.median((got > own[:, None]).sum(axis=1)) <= 1
+    centred = start._replace(image_bias=np.zeros(DIM))
+    params = dxr.with_linear_start(variables, centred)["params"]
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 0}, {"word_dim": 6}])

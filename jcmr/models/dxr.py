@@ -302,9 +302,9 @@ def contrastive_terms(
     }
 
 
-TOKEN, STEADY = 30.0, 300.0
+TOKEN, STEADY, LEAST = 30.0, 300.0, 0.2
 """Sizes of the channels of a linear start: of the tokens (above positions, which stay below 1), and
-of the constant beside them.
+of the constant beside them; and the least size that tokens are taken to have before.
 """
 
 
@@ -329,7 +329,10 @@ def with_linear_start(variables: Variables, start: Any) -> Variables:
             "num_layers of at least 1 and word_dim = embed_dim."
         )
     vectors = start.word_weights[:, None] * start.word_vectors
-    image, text = (TOKEN / np.sqrt(np.mean(np.square(x))) for x in (start.image_bias, vectors))
+    # The bias is about as large as what the kernel makes of an image, but next to nothing where
+    # features are centred already: hence the least size.
+    sizes = (np.sqrt(np.mean(np.square(x))) for x in (start.image_bias, vectors))
+    image, text = (TOKEN / max(size, LEAST) for size in sizes)
     signs = np.where(np.arange(dim) % 2, 1.0, -1.0)
     image_bias, text_bias = image * start.image_bias, text * start.text_bias
     scale = STEADY / TOKEN
