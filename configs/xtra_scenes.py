@@ -129,6 +129,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.num_heads = 4
     config.model.hidden = 256
     config.model.fusion = "concat"
+    config.model.max_caption_words = 320 if arg == "multi" else 0
     config.model.no_caption_rate = 0.2
     config.model.other_caption_rate = 0.1
 

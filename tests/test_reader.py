@@ -136,6 +136,30 @@ def test_padding_does_not_matter(fusion):
     np.testing.assert_allclose(encode(variables, empty), without, atol=1e-5)
 
 
+def test_most_words_are_read_without_their_padding():
+    """All words in less room give the same; in too little room the last captions lose theirs."""
+    batch = make_batch()
+    whole, packed, short = make(), make(max_caption_words=9), make(max_caption_words=6)
+    variables = whole.init(jax.random.key(0), batch)
+
+    def gradient(task):
+        def loss(params):
+            return jnp.sum(task.encode["question"]({**variables, "params": params}, batch) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    check_equal(gradient(packed), gradient(whole))
+    two = {name: x[:, :2] if name.startswith("retrieved") else x for name, x in batch.items()}
+    found = jax.jit(short.encode["question"])(variables, batch)
+    # Of rows with three captions the third is lost; the others have two.
+    shorter = make().encode["question"]
+    table = variables["params"]["ranks"]["table"][:2]
+    params = {**variables["params"], "ranks": {"table": table}}
+    expected = jax.jit(shorter)({**variables, "params": params}, two)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - encode(whole, variables, batch))[1::2].max(axis=1).min() > 1e-5
+
+
 def test_answers_are_scored_by_their_words():
     """Logits are products with the means of word vectors; the loss is that of the logits."""
     task, batch = make(no_caption_rate=0.0, other_caption_rate=0.0), make_batch()
@@ -177,6 +201,8 @@ def test_options_are_checked():
         make(fussion="fid")
     with pytest.raises(ValueError, match="fusion is 'sum'; it can be concat, fid"):
         make(fusion="sum")
+    with pytest.raises(ValueError, match="fid reads each caption by itself"):
+        make(fusion="fid", max_caption_words=9)
     with pytest.raises(ValueError, match=r"tower_widths is \(16, 32\); give three"):
         make(tower_widths=[16, 32])
 

@@ -10,7 +10,10 @@ import numpy as np
 
 from jcmr.core.types import Batch, RetrievalSplit, Task, Variables
 from jcmr.data.records import take
-from jcmr.eval.report import STYLE, plt, save, show_image
+from matplotlib import pyplot as plt
+
+from jcmr.eval.report import STYLE
+from jcmr.eval.report_cells import Cells
 from jcmr.eval.retrieval import Results
 
 Attention = Callable[[Variables, Any, Any], jax.Array]
@@ -32,20 +35,17 @@ def draw_grids(
     """
     steps, num = attention.shape[:2]
     num = min(num, MAX_WORDS)
-    figure, axes = plt.subplots(
-        steps, num + 1, figsize=(1.1 * (num + 1), 1.25 * steps + 0.4), squeeze=False
-    )
-    extent = (0, pixels.shape[1], pixels.shape[0], 0)
+    cells = Cells(steps, num + 1, size=1.1, heading=title)
+    grey = pixels.mean(axis=-1, keepdims=True).repeat(3, -1) / 255
     for step in range(steps):
-        show_image(axes[step, 0], pixels, None)
+        cells.image(step, 0, pixels)
         if steps > 1:
-            axes[step, 0].set_ylabel(f"step {step + 1}")
-        for axis, word, weights in zip(axes[step, 1:], words, attention[step]):
-            show_image(axis, pixels.mean(axis=-1, keepdims=True).repeat(3, -1) / 255, None)
-            axis.imshow(weights, extent=extent, cmap="inferno", alpha=0.65, vmin=0)
-            axis.set_title(word if step == 0 else f"{weights.max():.2f}", fontsize=8, loc="center")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-    save(figure, path)
+            cells.title(step, 0, f"step {step + 1}")
+        for column, (word, weights) in enumerate(zip(words[:num], attention[step]), start=1):
+            cells.image(step, column, grey)
+            cells.image(step, column, weights, cmap="inferno", alpha=0.65, vmin=0)
+            cells.title(step, column, word if step == 0 else f"{weights.max():.2f}", size=8)
+    cells.save(path)
 
 
 def draw(

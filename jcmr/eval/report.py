@@ -1,22 +1,19 @@
 """The pictures of a run: learning curves, retrievals, and what its uncertainty is worth."""
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 
 from jcmr.core.types import RetrievalSplit
 from jcmr.eval.occlusion import Occlusion
+from jcmr.eval.report_cells import GREEN, RED, Cells
 from jcmr.eval.retrieval import Results
 from jcmr.eval.uncertainty import binned, spearman
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#718096"
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -64,31 +61,6 @@ def draw_curves(
     save(figure, path)
 
 
-def frame(axis: Any, hit: bool | None) -> None:
-    """A border that says whether what is inside matches; none for a query."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set(visible=hit is not None, linewidth=2.5, color=GREEN if hit else RED)
-
-
-def show_text(axis: Any, words: str, hit: bool | None, width: int = 22) -> None:
-    """A caption in a box."""
-    colour = "black" if hit is None else GREEN if hit else RED
-    axis.text(
-        0.5, 0.5, textwrap.fill(words, width), ha="center", va="center", size=8, color=colour,
-        transform=axis.transAxes,
-    )  # fmt: skip
-    frame(axis, hit)
-
-
-def show_image(axis: Any, pixels: np.ndarray, hit: bool | None) -> None:
-    """A picture."""
-    axis.imshow(pixels, interpolation="nearest" if len(pixels) < 128 else "antialiased")
-    frame(axis, hit)
-
-
 def draw_retrievals(split: RetrievalSplit, results: Results, path: Path) -> None:
     """The five best captions of some images, and the five best images of some captions.
 
@@ -96,27 +68,22 @@ def draw_retrievals(split: RetrievalSplit, results: Results, path: Path) -> None
     """
     captions, images = split.extras["captions"], split.items["image"]
     picture: Callable[[int], np.ndarray] = lambda i: images[int(i)]["image"]
-    figure, axes = plt.subplots(
-        2 * NUM_QUERIES, 1 + NUM_SHOWN, figsize=(9.5, 2 * NUM_QUERIES * 1.45)
-    )
+    cells = Cells(2 * NUM_QUERIES, 1 + NUM_SHOWN)
     for row in range(NUM_QUERIES):
         image = row * len(images) // NUM_QUERIES
-        show_image(axes[row, 0], picture(image), None)
         text = row * len(captions) // NUM_QUERIES
-        show_text(axes[NUM_QUERIES + row, 0], captions[text], None)
+        below = NUM_QUERIES + row
+        cells.image(row, 0, picture(image))
+        cells.text(below, 0, captions[text])
         for place in range(NUM_SHOWN):
-            hit = bool(results.hits["i2t"][image, place])
-            found = captions[results.top["i2t"][image, place]]
-            show_text(axes[row, 1 + place], found, hit)
-            hit = bool(results.hits["t2i"][text, place])
-            show_image(
-                axes[NUM_QUERIES + row, 1 + place], picture(results.top["t2i"][text, place]), hit
-            )
-    axes[0, 0].set_title("image query")
-    axes[0, 1].set_title("best captions")
-    axes[NUM_QUERIES, 0].set_title("caption query")
-    axes[NUM_QUERIES, 1].set_title("best images")
-    save(figure, path)
+            found, hit = (of["i2t"][image, place] for of in (results.top, results.hits))
+            cells.text(row, 1 + place, captions[found], bool(hit))
+            found, hit = (of["t2i"][text, place] for of in (results.top, results.hits))
+            cells.image(below, 1 + place, picture(found), bool(hit))
+    for row, query, found in ((0, "image", "captions"), (NUM_QUERIES, "caption", "images")):
+        cells.title(row, 0, f"{query} query")
+        cells.title(row, 1, f"best {found}")
+    cells.save(path)
 
 
 def draw_occlusion(occlusion: Occlusion, path: Path) -> None:
@@ -155,22 +122,21 @@ def draw_uncertainty(results: Results, path: Path) -> None:
 
 def draw_extremes(split: RetrievalSplit, results: Results, path: Path, num: int = 6) -> None:
     """The items that the system is most and least certain of."""
-    figure, axes = plt.subplots(4, num, figsize=(9.5, 6.2))
+    cells = Cells(4, 1 + num)
     captions, images = split.extras["captions"], split.items["image"]
     for row, (name, least) in enumerate(
         (name, least) for name in ("image", "text") for least in (False, True)
     ):
+        cells.text(row, 0, f"{'least' if least else 'most'} certain {name}s")
         order = np.argsort(results.uncertainty[name], kind="stable")
-        for axis, item in zip(axes[row], order[::-1] if least else order):
+        for column, item in enumerate((order[::-1] if least else order)[:num], start=1):
             if name == "image":
-                show_image(axis, images[int(item)]["image"], None)
+                cells.image(row, column, images[int(item)]["image"])
             else:
-                show_text(axis, captions[item], None)
-        axes[row, 0].set_title(f"{'least' if least else 'most'} certain {name}s")
-        for axis, item in zip(axes[row], order[::-1] if least else order):
+                cells.text(row, column, captions[item])
             number = results.num_matches[name][item]
-            axis.set_xlabel(f"{number} {'match' if number == 1 else 'matches'}")
-    save(figure, path)
+            cells.title(row, column, f"{number} {'match' if number == 1 else 'matches'}")
+    cells.save(path)
 
 
 def draw(

@@ -1,6 +1,5 @@
 """The pictures of a run on questions: curves, accuracies, and what was read for some questions."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,13 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from jcmr.core.types import QuestionSplit
-from jcmr.eval.report import BLUE, GREEN, GREY, ORANGE, RED, STYLE, draw_curves, save, show_image
+from jcmr.eval.report import BLUE, GREY, ORANGE, STYLE, draw_curves, save
+from jcmr.eval.report_cells import GREEN, RED, Cells
 from jcmr.eval.vqa import BACK, Results
 
 NUM_SHOWN, NUM_CAPTIONS = 6, 4
+WIDTH = 2.8
+"""Of an answer with its captions, in cells."""
 
 
 def draw_accuracies(metrics: Mapping[str, float], path: Path) -> None:
@@ -52,28 +54,23 @@ def draw_answers(source: Any, split: QuestionSplit, results: Results, path: Path
     """Picture, question, what was found, and the answer in each state of knowledge."""
     rows = chosen_rows(split)
     states = [name for name in split.truths if name in results.answered and name != BACK]
-    figure, axes = plt.subplots(
-        len(rows), 1 + len(states), figsize=(2.2 + 4 * len(states), 1.5 * len(rows)),
-        width_ratios=[1, *[2.6] * len(states)], squeeze=False,
-    )  # fmt: skip
-    for line, row in zip(axes, rows):
+    cells = Cells(len(rows), 1 + WIDTH * len(states))
+    for line, row in enumerate(rows):
         item = split.examples[int(row)]
         if "image" in item:
-            show_image(line[0], item["image"], None)
-        line[0].set_title(textwrap.fill(split.texts[int(row)], 30), size=8)
-        for axis, state in zip(line[1:], states):
+            cells.image(line, 0, item["image"])
+        cells.title(line, 0, split.texts[int(row)], size=8)
+        for place, state in enumerate(states):
             found = results.answered[state]
             said, worth = source.answers[found.best[row]], found.worth[state][row]
-            axis.axis("off")
-            axis.text(
-                0, 0.95, said, size=11, weight="bold", va="top", transform=axis.transAxes,
-                color=GREEN if worth > 0.5 else RED,
-            )  # fmt: skip
+            left, top = cells.corner(line, 1 + WIDTH * place)
+            colour = GREEN if worth > 0.5 else RED
+            cells.axis.text(left, top, said, size=11, weight="bold", va="top", color=colour)
             lines = "\n".join(caption_lines(source, results, state, row))
-            axis.text(0, 0.7, lines, size=7, va="top", color=GREY, transform=axis.transAxes)
-    for axis, state in zip(axes[0, 1:], states):
-        axis.set_title(state or "answer")
-    save(figure, path)
+            cells.axis.text(left, top + 0.2, lines, size=7, va="top", color=GREY)
+    for place, state in enumerate(states):
+        cells.title(0, 1 + WIDTH * place, state or "answer")
+    cells.save(path)
 
 
 def draw(

@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 
 from jcmr.core.types import RetrievalSplit
 from jcmr.data.rasterize import render, turned
-from jcmr.eval.report import STYLE, draw_curves, frame, save, show_image
+from jcmr.eval.report import STYLE, draw_curves, save
+from jcmr.eval.report_cells import Cells
 from jcmr.eval.retrieval import Results
 
 AZIMUTH, ELEVATION = np.array([0.6]), np.array([0.5])
@@ -18,28 +19,17 @@ PLURAL = {"image": "images", "points": "clouds", "mesh": "meshes"}
 MARKERS = {"image": "s", "points": ".", "mesh": "^"}
 
 
-def show_points(axis: Any, points: np.ndarray, hit: bool | None) -> None:
-    """A cloud [p, 3], nearer points darker."""
-    seen = turned(points[:, None], AZIMUTH, ELEVATION)[0, :, 0]
-    axis.scatter(seen[:, 0], seen[:, 1], s=2, c=-seen[:, 2], cmap="gray")
-    axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
-    frame(axis, hit)
-
-
-def show_faces(axis: Any, faces: np.ndarray, hit: bool | None) -> None:
-    """A mesh of face features [f, 15]."""
-    corners = faces[:, 3:12].reshape(-1, 3, 3)
-    show_image(axis, np.repeat(render(corners, AZIMUTH, ELEVATION, 96)[0][..., None], 3, -1), hit)
-
-
-def show_item(axis: Any, item: Mapping[str, np.ndarray], hit: bool | None) -> None:
-    """An item of any modality; the first of several views."""
+def show(cells: Cells, row: int, column: int, item: Mapping[str, np.ndarray], hit: bool | None):
+    """An item of any modality in a cell: the first of several views; nearer points are darker."""
     if "image" in item:
-        show_image(axis, item["image"][0], hit)
+        cells.image(row, column, item["image"][0], hit)
     elif "points" in item:
-        show_points(axis, item["points"], hit)
+        seen = turned(item["points"][:, None], AZIMUTH, ELEVATION)[0, :, 0]
+        cells.points(row, column, seen[:, :2], hit, s=2, c=-seen[:, 2], cmap="gray")
     else:
-        show_faces(axis, item["faces"], hit)
+        corners = item["faces"][:, 3:12].reshape(-1, 3, 3)
+        shades = render(corners, AZIMUTH, ELEVATION, 96)[0]
+        cells.image(row, column, np.repeat(shades[..., None], 3, -1), hit)
 
 
 def directions_of(splits: Sequence[RetrievalSplit], results: Sequence[Results]):
@@ -62,28 +52,24 @@ def draw_retrievals(
     found = directions_of(splits, results)
     rows = list(dict.fromkeys(query for query, _ in found))
     others = max(sum(query == row for query, _ in found) for row in rows)
-    shape = len(rows) * NUM_QUERIES, 1 + others * NUM_SHOWN
-    figure, axes = plt.subplots(*shape, figsize=(1.05 * shape[1], 1.15 * shape[0]), squeeze=False)
-    for row, query in enumerate(rows):
-        targets = [gallery for q, gallery in found if q == query]
-        for number in range(NUM_QUERIES):
-            line = axes[row * NUM_QUERIES + number]
-            for column, gallery in enumerate(targets):
-                queries, items, top, hits = found[query, gallery]
-                index = (2 * (row * NUM_QUERIES + number) + 1) * len(queries) // (2 * shape[0])
-                show_item(line[0], queries[index], None)
-                first = 1 + column * NUM_SHOWN
-                for place in range(NUM_SHOWN):
-                    axis = line[first + place]
-                    if place >= top.shape[1] or top[index, place] < 0:
-                        axis.axis("off")
-                        continue
-                    show_item(axis, items[int(top[index, place])], bool(hits[index, place]))
-                if number == 0:
-                    line[first].set_title(f"best {PLURAL[gallery]}")
+    num_rows = len(rows) * NUM_QUERIES
+    cells = Cells(num_rows, 1 + others * NUM_SHOWN, size=1.05)
+    for row in range(num_rows):
+        query, number = rows[row // NUM_QUERIES], row % NUM_QUERIES
+        if number == 0:
+            cells.title(row, 0, f"{query} query")
+        for place, gallery in enumerate(gallery for q, gallery in found if q == query):
+            queries, items, top, hits = found[query, gallery]
+            index = (2 * row + 1) * len(queries) // (2 * num_rows)
+            first = 1 + place * NUM_SHOWN
+            if place == 0:
+                show(cells, row, 0, queries[index], None)
             if number == 0:
-                line[0].set_title(f"{query} query")
-    save(figure, path)
+                cells.title(row, first, f"best {PLURAL[gallery]}")
+            for best, (item, hit) in enumerate(zip(top[index, :NUM_SHOWN], hits[index])):
+                if item >= 0:
+                    show(cells, row, first + best, items[int(item)], bool(hit))
+    cells.save(path)
 
 
 def draw_space(splits: Sequence[RetrievalSplit], results: Sequence[Results], path: Path) -> None:

@@ -13,13 +13,19 @@ def uncertainty_of(embedding: Embedding) -> np.ndarray | None:
     return np.asarray(log_var, np.float64).mean(axis=-1)
 
 
+def average_ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks of x [n] from 1, equal values sharing their mean; scipy.stats would take as long to
+    import as JAX.
+    """
+    _, group, size = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(size) - (size - 1) / 2)[group]
+
+
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Rank correlation of two [n], -1 to 1, ties averaged; 0 where either is constant."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    from scipy.stats import rankdata  # takes as long to import as JAX
-
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(np.corrcoef(average_ranks(x), average_ranks(y))[0, 1])
 
 
 def binned(x: np.ndarray, y: np.ndarray, num_bins: int = 10) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from jcmr.models.encoders.compact import CompactNet
 from jcmr.models.encoders.pie import dropout
 from jcmr.models.encoders.regions import Regions
 from jcmr.models.encoders.transformer import SITES, Attention
+from jcmr.ops.pack import pack
 from jcmr.ops.position import sine_positions
 
 
@@ -43,6 +44,10 @@ class Config:
     fusion: str = "concat"
     """"concat", every token attends to every other; "fid", each caption is read with the question
     alone and a last token attends to all, which costs no more than linear in K."""
+    max_caption_words: int = 0
+    """Most words of a question's captions that "concat" reads, the best captions first; 0 is all.
+    Attention costs the square of what is read, pads included: most captions are far shorter than
+    the longest one."""
     grid: bool = True
     """Tells image tokens where in a square grid they are; False for detected regions."""
     tower_widths: tuple[int, int, int] = (48, 128, 256)
@@ -245,9 +250,11 @@ class Reader(nn.Module):
             x = self.join(seen, mask, asked, text > 0, captions, keys)
         else:
             if captions is not None:
-                found, real = captions
-                seen = jnp.concatenate([seen, found.reshape(rows, -1, found.shape[-1])], axis=1)
-                mask = jnp.concatenate([mask, real.reshape(rows, -1)], axis=1)
+                found, real = (x.reshape(rows, -1, *x.shape[3:]) for x in captions)
+                if 0 < self.cfg.max_caption_words < real.shape[1]:
+                    found, real = pack(found, real, self.cfg.max_caption_words)
+                seen = jnp.concatenate([seen, found], axis=1)
+                mask = jnp.concatenate([mask, real], axis=1)
             x = self.read(seen, mask, keys)
         return self.to_answer(self.norm(x[:, 0]))
 
@@ -337,6 +344,11 @@ def make_config(cfg: Mapping[str, Any]) -> Config:
       ValueError: an unknown option or value.
     """
     options = make_options(Config, cfg, CHOICES, "reader")
+    if options.max_caption_words and options.fusion != "concat":
+        raise ValueError(
+            'config.model.max_caption_words limits what config.model.fusion = "concat" reads; '
+            f"{options.fusion} reads each caption by itself, so set it to 0."
+        )
     widths = tuple(options.tower_widths)
     if len(widths) != 3:
         raise ValueError(

@@ -1,9 +1,11 @@
 """Where the numbers of a run go: metrics.jsonl (the source of truth), TensorBoard, the terminal."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jcmr.core.clock import clock
 
@@ -28,6 +30,22 @@ def read_records(path: Path) -> list[dict]:
     return records
 
 
+def open_board(folder: Path, first_step: int) -> Any:
+    """A TensorBoard writer whose earlier records from `first_step` on are hidden.
+
+    tensorboardX imports PyTorch where that is installed, for a type hint: it is told that there is
+    none, as scalars need none and a run would start more than a second later.
+    """
+    hidden = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)  # pyright: ignore[reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return SummaryWriter(str(folder), purge_step=first_step)
+
+
 class RunLog:
     """Appends records {step, split, name: value, ...} to a run's metrics.jsonl and TensorBoard."""
 
@@ -39,9 +57,7 @@ class RunLog:
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         temporary.replace(self.path)
         self._file = self.path.open("a")
-        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
-
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+        self._board = open_board(workdir / "tensorboard", resumed_at + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds one record."""
