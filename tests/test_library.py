@@ -15,7 +15,10 @@ FILES += [ROOT / "jcmr/eval/metrics.py", ROOT / "jcmr/serve/programs.py"]
 MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES)
 PARTS = {"anchor_sums", "likelihood_forward", "likelihood_backward", "search_tiles", "dot"}
 """Of a function beside them, which has an example."""
-HEAVY = ("grain", "tensorflow_datasets", "orbax", "jraph", "flax", "PIL", "matplotlib")
+HEAVY = (
+    "grain", "tensorflow_datasets", "tensorflow", "orbax", "jraph", "flax", "ml_collections",
+    "torch", "PIL", "matplotlib",
+)  # fmt: skip
 LIGHT = """
 import sys
 import jax, jax.numpy, optax

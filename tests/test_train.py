@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -209,6 +211,19 @@ def test_lost_work_leaves_the_log(tmp_path):
     log.write(9, "train", {"loss": 2.0})
     log.close()
     assert [r["loss"] for r in read_records(tmp_path / "metrics.jsonl")] == [1.0, 1.0, 2.0]
+
+
+def test_a_log_does_not_wait_for_pytorch(tmp_path):
+    """tensorboardX would import it; another part of a run still may."""
+    code = (
+        "import sys; from pathlib import Path; from jcmr.train.logging import RunLog\n"
+        "log = RunLog(Path(sys.argv[1])); log.write(1, 'train', {'loss': 2.0}); log.close()\n"
+        "print('torch' in sys.modules); import torch; print(torch.tensor(3).item())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "3"]
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (200, "3m20s"), (7500, "2h05m")])

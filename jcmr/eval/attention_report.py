@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib import pyplot as plt
 
 from jcmr.core.types import Batch, RetrievalSplit, Task, Variables
 from jcmr.data.records import take
-from matplotlib import pyplot as plt
-
 from jcmr.eval.report import STYLE
 from jcmr.eval.report_cells import Cells
 from jcmr.eval.retrieval import Results

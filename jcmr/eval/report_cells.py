@@ -14,8 +14,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 GREEN, RED = "#2f855a", "#c53030"
-INSIDE, TITLE = 0.92, 0.22
-"""The part of a cell that is filled, and the room for a title above it; a cell is 1 wide."""
+INSIDE = 0.92
+"""The part of a cell's width that is filled; a cell is 1 wide."""
+TITLE, HEADING = 0.24, 0.26
+"""Inches for the title above each cell, and for that of the figure."""
 
 
 class Cells:
@@ -23,8 +25,9 @@ class Cells:
 
     def __init__(self, num_rows: int, num_columns: float, size: float = 1.45, heading: str = ""):
         """An empty table of cells `size` inches wide, below a heading."""
-        above = 0.3 / size if heading else 0.0
-        height = num_rows * (1 + TITLE) + above
+        self.title_height = TITLE / size
+        above = HEADING / size if heading else 0.0
+        height = num_rows * (1 + self.title_height) + above
         self.figure = plt.figure(figsize=(num_columns * size, height * size), layout="none")
         self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set(xlim=(0, num_columns), ylim=(height - above, -above))
@@ -34,7 +37,7 @@ class Cells:
 
     def corner(self, row: int, column: float) -> tuple[float, float]:
         """Left and upper edge of what a cell holds, in cells."""
-        return column + (1 - INSIDE) / 2, row * (1 + TITLE) + TITLE
+        return column + (1 - INSIDE) / 2, row * (1 + self.title_height) + self.title_height
 
     def frame(self, row: int, column: float, hit: bool | None) -> None:
         """Says whether what is inside matches."""
@@ -51,7 +54,7 @@ class Cells:
         self.axis.text(left, top - 0.04, words, size=size, va="bottom")
 
     def text(
-        self, row: int, column: float, words: str, hit: bool | None = None, width: int = 22
+        self, row: int, column: float, words: str, hit: bool | None = None, width: int = 20
     ) -> None:
         """Words in a cell, `width` letters a line."""
         x, y = np.add(self.corner(row, column), INSIDE / 2)
