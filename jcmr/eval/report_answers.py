@@ -13,7 +13,7 @@ from jcmr.eval.report_cells import GREEN, RED, Cells
 from jcmr.eval.vqa import BACK, Results
 
 NUM_SHOWN, NUM_CAPTIONS = 6, 4
-WIDTH = 2.8
+WIDTH = 3.4
 """Of an answer with its captions, in cells."""
 
 
@@ -54,7 +54,7 @@ def draw_answers(source: Any, split: QuestionSplit, results: Results, path: Path
     """Picture, question, what was found, and the answer in each state of knowledge."""
     rows = chosen_rows(split)
     states = [name for name in split.truths if name in results.answered and name != BACK]
-    cells = Cells(len(rows), 1 + WIDTH * len(states))
+    cells = Cells(len(rows), 1 + WIDTH * len(states), size=1.15, heading="question")
     for line, row in enumerate(rows):
         item = split.examples[int(row)]
         if "image" in item:
@@ -67,9 +67,9 @@ def draw_answers(source: Any, split: QuestionSplit, results: Results, path: Path
             colour = GREEN if worth > 0.5 else RED
             cells.axis.text(left, top, said, size=11, weight="bold", va="top", color=colour)
             lines = "\n".join(caption_lines(source, results, state, row))
-            cells.axis.text(left, top + 0.2, lines, size=7, va="top", color=GREY)
+            cells.axis.text(left, top + 0.24, lines, size=7, va="top", color=GREY)
     for place, state in enumerate(states):
-        cells.title(0, 1 + WIDTH * place, state or "answer")
+        cells.head(1 + WIDTH * place, state or "answer")
     cells.save(path)
 
 

@@ -32,12 +32,15 @@ class Cells:
         self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set(xlim=(0, num_columns), ylim=(height - above, -above))
         self.axis.axis("off")
-        if heading:
-            self.figure.suptitle(heading, x=0.01, ha="left", va="top", fontsize=9)
+        self.head(0, heading)
 
     def corner(self, row: int, column: float) -> tuple[float, float]:
         """Left and upper edge of what a cell holds, in cells."""
         return column + (1 - INSIDE) / 2, row * (1 + self.title_height) + self.title_height
+
+    def head(self, column: float, words: str) -> None:
+        """Words in the heading, above a column."""
+        self.axis.text(self.corner(0, column)[0], 0, words, size=9, va="bottom")
 
     def frame(self, row: int, column: float, hit: bool | None) -> None:
         """Says whether what is inside matches."""

@@ -90,9 +90,12 @@ def log_match_probability(x: Array, y: Array, shift: Array, scale: Array) -> tup
     >>> (jnp.exp(log_p) > 0.5).tolist()
     [[True, False], [False, True]]
     """
-    squared = squared_distances(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
-    squared = squared.reshape(*x.shape[:2], *y.shape[:2])
-    return log_mean_probabilities(squared, shift, scale, (1, 3))
+    # Items last: a CPU takes exponentials in vectors along the last axis, which samples are too few
+    # to fill.
+    (n, k, d), (m, l, _) = x.shape, y.shape
+    x, y = x.swapaxes(0, 1).reshape(k * n, d), y.swapaxes(0, 1).reshape(l * m, d)
+    squared = squared_distances(x, y).reshape(k, n, l, m)
+    return log_mean_probabilities(squared, shift, scale, (0, 2))
 
 
 def soft_contrastive(
