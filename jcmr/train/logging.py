@@ -36,13 +36,14 @@ def open_board(folder: Path, first_step: int) -> Any:
     tensorboardX imports PyTorch where that is installed, for a type hint: it is told that there is
     none, as scalars need none and a run would start more than a second later.
     """
-    hidden = {} if "torch" in sys.modules else {"torch": None}
-    sys.modules.update(hidden)  # pyright: ignore[reportArgumentType]
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
         from tensorboardX import SummaryWriter
     finally:
-        for name in hidden:
-            del sys.modules[name]
+        if hidden:
+            del sys.modules["torch"]
     return SummaryWriter(str(folder), purge_step=first_step)
 
 
