@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from PIL import Image
 
 from jcmr.core import parallel
+from jcmr.data import augment
 from jcmr.data.image import (
     aspect_of,
     crop_and_resize,
@@ -207,6 +208,14 @@ def test_batches_without_images_pass():
     batch = {"regions": np.ones((2, 3, 4), np.float32)}
     assert make_augment({})(batch, jax.random.key(0), None) is batch
     assert make_prepare({})(batch) is batch
+
+
+def test_equal_options_prepare_by_one_function():
+    """So that the programs made with it are compiled once."""
+    cfg = {"crop_size": 8, "mean": (0.5, 0.5, 0.5), "flip": True}
+    for make in (make_prepare, augment.make_prepare):
+        assert make(cfg) is make({**cfg, "flip": False, "mean": [0.5, 0.5, 0.5]})
+        assert make(cfg) is not make({**cfg, "crop_size": 4})
 
 
 def test_prepare_takes_the_centre_and_other_options_are_ignored():

@@ -238,12 +238,13 @@ def test_one_and_eight_devices_agree(relations):
 @pytest.mark.parametrize("relations", [["own"], ["own", "exact"]])
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_one_compilation_a_shape(relations, num_devices):
-    programs = [tiles.score_tile, embed.encode_batch]
+    """Also for another split of the same sizes, as the one that a run is tested on."""
+    programs = [tiles.match_tile, tiles.score_tile, embed.encode_batch]
     programs += [counting.add_matches, counting.raise_best, counting.add_ahead, counting.merge_tops]
     programs += [ranking.measure_block, ranking.top_of_block]
-    split = make_split(relations, n=9 + num_devices, m=50)
 
     def run(scale):
+        split = make_split(relations, n=9 + num_devices, m=50)
         evaluate(split, num_devices, {"scale": jnp.float32(scale)}, tile=(3, 11))
         return [program._cache_size() for program in programs]
 
@@ -251,7 +252,8 @@ def test_one_compilation_a_shape(relations, num_devices):
     sizes = run(1)
     # Both galleries are embedded by the same function in batches of one shape; rankings of rows
     # and of columns have two shapes, and relations may differ in how many matches an item has.
-    *others, blocks, tops = sizes
+    matches, *others, blocks, tops = sizes
+    assert matches == (1 if relations == ["own"] else 4)
     if relations == ["own"]:
         assert others == [1, 1, 1, 1, 1, 1] and blocks == tops == 0
     else:

@@ -174,13 +174,32 @@ class QuestionSource(Protocol):
         ...
 
 
+# Functions of the module, as programs are compiled for each function that they are given.
+
+
+def equal(rows: Array, columns: Array) -> Array:
+    """Which of rows [n] equal which of columns [m]."""
+    return rows[:, None] == columns[None, :]
+
+
+def same_row(rows: Array, columns: Array) -> Array:
+    """Which of rows [n, 2] and columns [m, 2], label and row number, are the same item."""
+    return equal(rows[:, 1], columns[:, 1])
+
+
+def same_label(rows: Array, columns: Array) -> Array:
+    """Which have the same label without being the same item."""
+    return equal(rows[:, 0], columns[:, 0]) & ~same_row(rows, columns)
+
+
+def look_up(rows: Array, columns: Array) -> Array:
+    """Columns of the rows of a matrix."""
+    return rows[:, columns]
+
+
 def same_id(row_ids: Sequence[int] | np.ndarray, column_ids: Sequence[int] | np.ndarray):
     """Relevance by equal integer ids: own pairs (image ids) or classes (labels)."""
-    return Relevance(
-        np.asarray(row_ids, np.int32),
-        np.asarray(column_ids, np.int32),
-        lambda rows, columns: rows[:, None] == columns[None, :],
-    )
+    return Relevance(np.asarray(row_ids, np.int32), np.asarray(column_ids, np.int32), equal)
 
 
 def same_class(row_labels: np.ndarray, column_labels: np.ndarray, self_match: bool = True):
@@ -194,21 +213,9 @@ def same_class(row_labels: np.ndarray, column_labels: np.ndarray, self_match: bo
     def keys(labels: np.ndarray) -> np.ndarray:
         return np.stack([labels, np.arange(len(labels))], axis=1).astype(np.int32)
 
-    def same(part: int, rows: Array, columns: Array) -> Array:
-        return rows[:, None, part] == columns[None, :, part]
-
-    return Relevance(
-        keys(row_labels),
-        keys(column_labels),
-        lambda rows, columns: same(0, rows, columns) & ~same(1, rows, columns),
-        lambda rows, columns: same(1, rows, columns),
-    )
+    return Relevance(keys(row_labels), keys(column_labels), same_label, same_row)
 
 
 def by_matrix(matrix: np.ndarray) -> Relevance:
     """Relevance given as a boolean matrix [n, m]."""
-    return Relevance(
-        np.asarray(matrix, bool),
-        np.arange(matrix.shape[1], dtype=np.int32),
-        lambda rows, columns: rows[:, columns],
-    )
+    return Relevance(np.asarray(matrix, bool), np.arange(matrix.shape[1], dtype=np.int32), look_up)

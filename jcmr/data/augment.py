@@ -1,5 +1,6 @@
 """From stored batches to inputs, for every kind of input a batch may hold; all inside jit."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +57,12 @@ def make_augment(cfg: Mapping[str, Any]) -> Callable[[Batch, Array, str | None],
 
 def make_prepare(cfg: Mapping[str, Any]) -> Callable[[Batch], Batch]:
     """Builds `prepare(batch)` for evaluation: only pictures change; see `image.make_prepare`."""
-    prepare_image = image.make_prepare(cfg)
+    return of_views(image.make_prepare(cfg))
+
+
+@functools.cache
+def of_views(prepare_image: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
+    """What prepares pictures, for several views too."""
 
     def prepare(batch: Batch) -> Batch:
         flat, leading = flat_views(batch)

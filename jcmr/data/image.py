@@ -4,6 +4,7 @@ uint8 travels, float32 is made where it is used.
 """
 
 import contextlib
+import functools
 import io
 import math
 from collections.abc import Callable, Mapping
@@ -258,8 +259,18 @@ def make_augment(
 
 
 def make_prepare(cfg: Mapping[str, Any]) -> Callable[[Batch], Batch]:
-    """Builds `prepare(batch)` for evaluation: centre crop and normalise "image", if any."""
-    config = pick(ImageOptions, cfg)
+    """Builds `prepare(batch)` for evaluation: centre crop and normalise "image", if any.
+
+    Equal options give the same function, so that programs made with it are compiled once.
+    """
+    options = pick(ImageOptions, cfg)
+    return prepare_by(tuple(options.mean), tuple(options.std), options.crop_size)
+
+
+@functools.cache
+def prepare_by(mean: tuple, std: tuple, crop_size: int) -> Callable[[Batch], Batch]:
+    """`make_prepare` of the options that it reads."""
+    config = ImageOptions(mean, std, crop_size)
 
     def prepare(batch: Batch) -> Batch:
         if "image" not in batch:

@@ -67,12 +67,12 @@ def at_most(zeta: int, rows: Array, columns: Array) -> Array:
     return x.sum(1)[:, None] + y.sum(1)[None, :] - 2 * both <= zeta
 
 
+MATCHES = {f"pm{zeta}": functools.partial(at_most, zeta) for zeta in (0, 1, 2)}
+
+
 def plausible_matches(vectors: np.ndarray, owner: np.ndarray) -> dict[str, Relevance]:
     """The relations of PMRP: a caption has the categories of its image."""
-    return {
-        f"pm{zeta}": Relevance(vectors, vectors[owner], functools.partial(at_most, zeta))
-        for zeta in (0, 1, 2)
-    }
+    return {name: Relevance(vectors, vectors[owner], match) for name, match in MATCHES.items()}
 
 
 def with_test_protocols(split: RetrievalSplit, index: Index, eccv_dir: str) -> RetrievalSplit:

@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 from jax import numpy as jnp
 
-from jcmr.core.types import Relevance, RetrievalSplit
+from jcmr.core.types import Array, Relevance, RetrievalSplit
 from jcmr.data.records import Arrays
 from jcmr.data.scenes import questions as made
 from jcmr.data.sources import scenes_vqa
+
+
+def shows(images: Array, cards: Array) -> Array:
+    """Which of images, by their entities [n, o], show that of which cards [m]."""
+    return jnp.any(images[:, :, None] == cards, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,7 @@ class SceneCards:
                 "card": Relevance(
                     shown.astype(np.int32),
                     made.card_entity(rows).astype(np.int32),
-                    lambda images, cards: jnp.any(images[:, :, None] == cards, axis=1),
+                    shows,
                 )
             },
             {"captions": list(captions)},
