@@ -99,9 +99,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.small_retriever = retriever(track, image_size, smoke=arg == "smoke")
 
     config.lookup = ConfigDict()
-    config.lookup.num = 24 if arg == "multi" else 8
+    config.lookup.num = 16 if arg == "multi" else 8
     config.lookup.mode = "retrieved"
     config.lookup.pictures = False
+    # One vector does not tell which of several objects is asked about.
+    config.lookup.question_weight = 0.5 if arg == "multi" else 0.0
+    config.lookup.share_tower = arg == "multi"
     config.lookup.batch_size = 256
 
     config.data = ConfigDict()
@@ -129,7 +132,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.num_heads = 4
     config.model.hidden = 256
     config.model.fusion = "concat"
-    config.model.max_caption_words = 320 if arg == "multi" else 0
+    config.model.max_caption_words = 208 if arg == "multi" else 0
     config.model.no_caption_rate = 0.2
     config.model.other_caption_rate = 0.1
 

@@ -186,6 +186,8 @@ def run_train(config: Config, workdir: Path) -> None:
     variables = init_variables(task, config, source, prepare)
     if last is None and config.train.get("glove"):
         variables = with_glove(variables, config, source)
+    if last is None and hasattr(source, "with_tower"):
+        variables = source.with_tower(variables)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     logging.info("%s: %.2f M parameters, %d device(s)", config.task, count / 1e6, mesh.size)
     state, position = loop.start_or_resume(variables, stages, config.seed, checkpoints, mesh)

@@ -24,6 +24,8 @@ class Sayings:
     def captions(self, captions):
         return self.angle([float(caption) for caption in captions])
 
+    questions = captions
+
     def pictures(self, examples):
         return self.angle(examples.picture_ids / 10)
 
@@ -91,6 +93,21 @@ def test_captions_are_looked_up_and_swapped(library):
     assert library.look_up(split, "oracle").hits.rows.tolist() == [[3, -1]] * 6
     others = library.look_up(split, "random").hits.rows
     assert sorted(others.tolist()) == sorted(found.hits.rows.tolist())
+
+
+def test_questions_are_looked_up_with_their_pictures(library):
+    """Picture i lies at i / 10, each question at 0.5: what is looked up lies between the two."""
+    library.options = library.options._replace(question_weight=1.0)
+    library.source.vocabulary = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "0.5": 4}
+    split = library.questions("test")
+    split.examples.text = np.asarray([[1, 4, 2, 0]] * 6)
+    found = library.look_up(split, "a").hits
+    assert found.rows[:3].tolist() == [[3, 2], [3, 2], [3, 1]]
+    np.testing.assert_allclose(found.scores[0], np.cos([0.04, 0.05]), atol=1e-6)
+    library.options = library.options._replace(question_weight=0.5)
+    expected = np.asarray([1 + 0.5 * np.cos(0.5), 0.5 * np.sin(0.5)])
+    found = library.queries(split.examples)[0]
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
 
 
 def test_pictures_of_captions_come_along(library):

@@ -105,6 +105,20 @@ def test_a_grid_must_divide():
         jax.eval_shape(make(image="compact", pool=4).init, jax.random.key(0), make_batch(2, True))
 
 
+def test_a_tower_starts_from_that_of_a_retriever():
+    batch = make_batch(2, True)
+    variables = make(image="compact", pool=2).init(jax.random.key(0), batch)
+    parts = {n: jax.tree.map(lambda x: x + 1, variables[n]) for n in ("params", "batch_stats")}
+    retriever = {n: {"image": {"backbone": part["backbone"]}} for n, part in parts.items()}
+    found = reader.with_tower(variables, retriever)
+    for name, part in parts.items():
+        expected = {**variables[name], "backbone": part["backbone"]}
+        jax.tree.map(np.testing.assert_array_equal, found[name], expected)
+    for other in ({}, jax.tree.map(lambda x: x[..., :1], retriever)):
+        with pytest.raises(ValueError, match="the retriever has no image tower like that of con"):
+            reader.with_tower(variables, other)
+
+
 @pytest.mark.parametrize("fusion", ["concat", "fid"])
 def test_padding_does_not_matter(fusion):
     batch = make_batch()

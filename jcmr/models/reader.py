@@ -337,6 +337,25 @@ def gathered(batch: Batch, names: list[str], axis: str | None) -> tuple[Batch, i
     return everyone, len(everyone[names[0]])
 
 
+def with_tower(variables: Variables, retriever: Variables) -> Variables:
+    """Variables whose image tower starts from that of a retriever.
+
+    Raises:
+      ValueError: the retriever has no tower, or one of other shapes.
+    """
+    found = {}
+    for name in ("params", "batch_stats"):
+        ours = variables[name]["backbone"]
+        theirs = retriever.get(name, {}).get("image", {}).get("backbone")
+        if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, ours):
+            raise ValueError(
+                "config.lookup.share_tower is True, but the retriever has no image tower like "
+                "that of config.model; use the same config.model.image, or set it to False."
+            )
+        found[name] = {**variables[name], "backbone": theirs}
+    return {**variables, **found}
+
+
 def make_config(cfg: Mapping[str, Any]) -> Config:
     """Checks `config.model`.
 

@@ -17,15 +17,17 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from jcmr.core.types import Knowledge, QuestionSource, QuestionSplit, RandomAccess
+from jcmr.core.types import Knowledge, QuestionSource, QuestionSplit, RandomAccess, Variables
 from jcmr.data import augment
 from jcmr.data.cache import load_or_make
 from jcmr.data.questions import picture_ids
 from jcmr.data.records import Arrays, stack, take
+from jcmr.data.text import SPECIAL
 from jcmr.eval.embed import embed
 from jcmr.index.live import Index, open_index, refresh
 from jcmr.index.snapshot import make_snapshot
 from jcmr.index.store import Store
+from jcmr.models import reader
 from jcmr.serve.items import make_read
 from jcmr.serve.load import Config, load_run
 
@@ -43,6 +45,11 @@ class Lookup(NamedTuple):
     or from an "oracle"."""
     pictures: bool = False
     """Whether a reader also gets the embeddings of the captions' pictures."""
+    question_weight: float = 0.0
+    """What the question counts beside the picture in what is looked up: the unit vectors of both
+    are added, that of the question times this."""
+    share_tower: bool = False
+    """Whether the reader's image tower starts from that of the retriever."""
     batch_size: int = 256
     """Items embedded at a time."""
 
@@ -141,6 +148,11 @@ class Retriever:
         texts = stack([self.read_text(caption, i) for i, caption in enumerate(captions)])
         return self.vectors(Arrays({**texts, "id": np.arange(len(captions))}), "text")
 
+    def questions(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of questions, equal ones embedded once."""
+        distinct, which = np.unique(np.asarray(texts, object), return_inverse=True)
+        return self.captions(distinct.tolist())[which]
+
     def pictures(self, examples: RandomAccess) -> np.ndarray:
         """Embeddings of the pictures of questions, each picture embedded once."""
         ids = np.asarray(getattr(examples, "picture_ids", np.arange(len(examples))))
@@ -237,7 +249,7 @@ class Library:
         return self.index
 
     def find(self, examples: RandomAccess, state: str, rows: np.ndarray | None = None) -> Hits:
-        """The K captions nearest to the picture of each question, but none of the same picture.
+        """The K captions nearest to each question, but none of its picture's own; see `queries`.
 
         Args:
           examples: the questions.
@@ -246,7 +258,7 @@ class Library:
         """
         key = id(examples)
         if key not in self.embedded:
-            self.embedded[key] = examples, self.retriever.pictures(examples)
+            self.embedded[key] = examples, self.queries(examples)
         rows = np.arange(len(examples)) if rows is None else rows
         queries = self.embedded[key][1][rows]
         index = self.swap(state)
@@ -259,6 +271,22 @@ class Library:
         return Hits(
             np.pad(ids, width, constant_values=-1), np.pad(scores, width, constant_values=0)
         )
+
+    def queries(self, examples: RandomAccess) -> np.ndarray:
+        """What is looked up for questions, float32 [n, d]: their pictures, or what both say."""
+        pictures, weight = self.retriever.pictures(examples), self.options.question_weight
+        if not weight:
+            return pictures
+        names = {index: word for word, index in self.vocabulary.items()}
+        ids: np.ndarray = getattr(examples, "text")  # noqa: B009
+        said = [" ".join(names[i] for i in row.tolist() if i >= len(SPECIAL)) for row in ids]
+        return unit(unit(pictures) + weight * unit(self.retriever.questions(said)))
+
+    def with_tower(self, variables: Variables) -> Variables:
+        """A reader's fresh variables, with the retriever's image tower if config.lookup says so."""
+        if not self.options.share_tower:
+            return variables
+        return reader.with_tower(variables, self.retriever.run.variables)
 
     @property
     def info(self) -> Mapping[str, int]:
@@ -311,7 +339,7 @@ class Library:
         found = load_or_make(
             self.folder / "lookups",
             name,
-            (self.snapshot_name(state), num, len(rows)),
+            (self.snapshot_name(state), num, len(rows), self.options.question_weight),
             f"the captions of {len(rows)} questions",
             lambda: self.find(self.source.train, state, rows)._asdict(),
         )
@@ -361,6 +389,12 @@ class Library:
         if pictures not in self.of_pictures:
             self.of_pictures[pictures] = self.retriever.vectors(pictures, "image")
         return self.of_pictures[pictures]
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of x at length 1, and 0 where they are 0."""
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1)
 
 
 def from_oracle(rows: np.ndarray, num: int) -> Hits:
