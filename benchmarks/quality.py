@@ -92,7 +92,7 @@ def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> N
         sys.executable, "-m", row.module, f"--config={row.config}", f"--workdir={workdir}",
         f"--config.seed={seed}", *row.overrides, *extra,
     ]  # fmt: skip
-    began = time.monotonic()
+    goes_on, began = workdir.exists(), time.monotonic()
     subprocess.run(command, check=True)
     result = {
         "experiment": experiment,
@@ -100,7 +100,8 @@ def run(experiment: str, row: Row, seed: int, root: Path, extra: list[str]) -> N
         "module": row.module,
         "config": " ".join([row.config, *row.overrides]),
         "seed": seed,
-        "seconds": round(time.monotonic() - began, 1),
+        # Unknown where an earlier process began the run.
+        "seconds": None if goes_on else round(time.monotonic() - began, 1),
         "metrics": json.loads((workdir / "results.json").read_text()),
     }
     record.append("quality", result)

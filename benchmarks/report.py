@@ -178,8 +178,9 @@ def quality_section(experiment: str, records: Sequence[Mapping[str, Any]]) -> st
         for metric in columns.values():
             values = [r["metrics"][metric] for r in runs if metric in r["metrics"]]
             cells.append(spread(values) if values else "-")
-        minutes = statistics.fmean(r["seconds"] for r in runs) / 60
-        rows.append([label, str(len(runs)), *cells, f"{minutes:.1f}"])
+        seconds = [r["seconds"] for r in runs if r["seconds"] is not None]
+        minutes = f"{statistics.fmean(seconds) / 60:.1f}" if seconds else "-"
+        rows.append([label, str(len(runs)), *cells, minutes])
     for label, metrics in REFERENCES.get(experiment, {}).items():
         cells = [f"{metrics[m]:.3f}" if m in metrics else "-" for m in columns.values()]
         rows.append([label, "-", *cells, "-"])

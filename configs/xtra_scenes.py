@@ -104,7 +104,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lookup.pictures = False
     # One vector does not tell which of several objects is asked about.
     config.lookup.question_weight = 0.5 if arg == "multi" else 0.0
-    config.lookup.share_tower = arg == "multi"
+    config.lookup.share_tower = arg in ("multi", "smoke")
     config.lookup.batch_size = 256
 
     config.data = ConfigDict()

@@ -352,7 +352,8 @@ def with_tower(variables: Variables, retriever: Variables) -> Variables:
                 "config.lookup.share_tower is True, but the retriever has no image tower like "
                 "that of config.model; use the same config.model.image, or set it to False."
             )
-        found[name] = {**variables[name], "backbone": theirs}
+        # Copied: training steps reuse the memory of their variables, and the retriever goes on.
+        found[name] = {**variables[name], "backbone": jax.device_get(theirs)}
     return {**variables, **found}
 
 
