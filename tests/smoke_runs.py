@@ -30,12 +30,17 @@ def one_device():
     return parallel.make_mesh(jax.devices()[:1])
 
 
-def smoke_config(name: str):
-    """`configs/<name>.py:smoke` with few items."""
+def load_config(name: str):
+    """`configs/<name>.py:smoke`."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config("smoke")
+    return module.get_config("smoke")
+
+
+def smoke_config(name: str):
+    """The same with few items."""
+    config = load_config(name)
     config.data.num_train, config.data.num_test = 12, 6
     return config
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 import jcmr
+from jcmr import launch
 from jcmr.train.checkpoint import Checkpoints
 from jcmr.train.logging import read_records
+from tests.smoke_runs import load_config
 
 ROOT = Path(__file__).parents[1]
 SCENES = "configs/pcme_scenes.py:smoke"
@@ -161,6 +163,7 @@ MISTAKES = [
     ([f"--config={SCENES}", "--config.train.batch_sise=3"], "batch_size"),
     ([f"--config={SCENES}", "--config.data.views=3"], "has no --config.data.views"),
     ([f"--config={SCENES}", "--config.train.batch_size=999"], "does not fill one batch"),
+    ([f"--config={SCENES}", "--config.train.batch_size=30"], "multiple of the number of devices"),
     ([f"--config={SCENES}", "--config.model.vocab_size=7"], "the data has"),
     ([f"--config={SCENES}", "--mode=eval"], "holds no finished checkpoint"),
     (["--config=configs/pcme_scenes.py:wrong"], "not :wrong"),
@@ -189,7 +192,7 @@ def mistaken(finished, cache, tmp_path_factory) -> dict[tuple[str, ...], tuple[i
             ]
         ),
         cwd=ROOT,
-        env=environment(cache),
+        env=environment(cache, 8),
         capture_output=True,
         text=True,
         timeout=300,
@@ -206,14 +209,6 @@ def test_mistakes_end_in_a_sentence(options, words, mistaken):
     assert "Traceback" not in said
 
 
-def test_a_batch_must_divide_over_devices(cache, tmp_path):
-    done = run(
-        f"--config={SCENES}", f"--workdir={tmp_path}", "--config.train.batch_size=30",
-        cache=cache, num_devices=8,
-    )  # fmt: skip
-    assert done.returncode == 1 and "multiple of the number of devices" in done.stderr
-
-
 def test_configs_are_literals():
     for path in sorted((ROOT / "configs").glob("*.py")):
         space: dict = {"__name__": path.stem}
@@ -223,10 +218,11 @@ def test_configs_are_literals():
         assert space["get_config"]("smoke").train.batch_size <= config.train.batch_size
 
 
-def test_objects_end_to_end(cache, tmp_path):
+def test_objects_end_to_end(tmp_path, one_device):
     """Views, points and meshes: several splits, each modality embedded once, their pictures."""
-    done = run("--config=configs/center3d_shapes.py:smoke", f"--workdir={tmp_path}", cache=cache)
-    assert done.returncode == 0, done.stderr
+    config = load_config("center3d_shapes")
+    config.data.cache_dir = str(tmp_path / "cache")
+    launch.run_train(config, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     letters = "imp"
     for views in (1, 2, 4):
