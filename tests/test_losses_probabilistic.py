@@ -12,6 +12,7 @@ from jcmr.losses.targets import Side, Targets
 from jcmr.models import pcme
 from jcmr.ops import gaussian
 from jcmr.ops.chunks import sum_over_chunks
+from jcmr.ops.distances import paired_squared_distances
 
 N, C, K, D = 6, 2, 3, 5
 OWN = np.arange(N * C).reshape(N, C)
@@ -271,3 +272,22 @@ def test_rows_of_the_uniformity_loss():
     official = np.asarray(losses.uniform_rows(jax.random.key(0), limit + 40, replace=True))
     assert len(set(drawn)) == limit == len(official) and len(set(official)) < limit
     assert min(drawn) >= 0 and max(official) < limit + 40
+
+
+def test_the_gradient_of_distances_within_pairs_is_that_of_differences():
+    """Also of points 0.01 apart and far from the origin, and of a set that several share."""
+    rng = np.random.default_rng(0)
+    center = rng.normal(size=(6, 1, 1, 64))
+    x = (center + 0.002 * rng.normal(size=(6, 1, 3, 64))).astype(np.float32)
+    y = (center + 0.002 * rng.normal(size=(6, 2, 4, 64))).astype(np.float32)
+
+    def total(x, y):
+        return jnp.sum(jnp.sqrt(paired_squared_distances(x, y) + 1e-6))
+
+    found = jax.jit(jax.grad(total, (0, 1)))(x, y)
+    wide = x.astype(np.float64), y.astype(np.float64)
+    difference = wide[0][..., :, None, :] - wide[1][..., None, :, :]
+    slope = difference / np.sqrt((difference**2).sum(-1, keepdims=True) + 1e-6)
+    expected = slope.sum(axis=(1, 3))[:, None], -slope.sum(axis=2)
+    for mine, theirs in zip(found, expected):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())

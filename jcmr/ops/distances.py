@@ -1,5 +1,6 @@
 """Squared distances of points, as one matrix product or by difference."""
 
+import jax
 import jax.numpy as jnp
 
 from jcmr.core import dtypes
@@ -31,4 +32,33 @@ def paired_squared_distances(x: Array, y: Array) -> Array:
     [[25.0]]
     """
     x, y = dtypes.at_least_float32(x), dtypes.at_least_float32(y)
+    pairs = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    return differences_squared(*(jnp.broadcast_to(z, (*pairs, *z.shape[-2:])) for z in (x, y)))
+
+
+@jax.custom_vjp
+def differences_squared(x: Array, y: Array) -> Array:
+    """`paired_squared_distances` of as many sets x as y. No difference is kept for the gradient.
+
+    >>> differences_squared(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0]])).tolist()
+    [[25.0]]
+    """
     return jnp.sum((x[..., :, None, :] - y[..., None, :, :]) ** 2, -1)
+
+
+def _forward(x: Array, y: Array):
+    return differences_squared(x, y), (x, y)
+
+
+def _backward(saved: tuple[Array, Array], cotangent: Array):
+    x, y = saved
+    # sum_l g_kl (x_k - y_l) as products, around the middle of a pair: their rounding is that of its
+    # spread, not of its distance from the origin.
+    center, g = y.mean(-2, keepdims=True), 2 * cotangent
+    x, y = x - center, y - center
+    by_x = x * g.sum(-1)[..., None] - jnp.matmul(g, y, precision=dtypes.HIGHEST)
+    by_y = y * g.sum(-2)[..., None] - jnp.matmul(g.mT, x, precision=dtypes.HIGHEST)
+    return by_x, by_y
+
+
+differences_squared.defvjp(_forward, _backward)
