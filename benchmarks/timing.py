@@ -113,8 +113,8 @@ def seconds(run: Callable[[], Any], clock: str = "wall") -> float:
 def settled_seconds(run: Callable[[], Any], clock: str = "wall") -> float:
     """Of one call, or where that is short of a second one right after it.
 
-    A short call would be measured with the caches and the threads, still spinning, that another
-    contender left behind.
+    A short call takes up to half as long again after another contender: as that left the caches
+    and the threads.
     """
     first = seconds(run, clock)
     return first if first > 0.1 else seconds(run, clock)

@@ -1,4 +1,4 @@
-"""COCO and CUB-200-2011 in the official file formats, a few pictures large."""
+"""COCO and CUB-200-2011 in the official file formats, a few pictures large; meshes as OFF files."""
 
 import json
 from pathlib import Path
@@ -154,3 +154,11 @@ def table_task(scores: np.ndarray) -> Task:
         return jnp.asarray(scores)[query["id"]][:, gallery["id"]]
 
     return Task(None, None, encode, score)  # pyright: ignore
+
+
+def off_text(vertices, triangles, header="OFF\n{} {} 0\n"):
+    """A mesh as an OFF file."""
+    lines = [header.format(len(vertices), len(triangles))]
+    lines += [" ".join(map(repr, map(float, v))) + "\n" for v in vertices]
+    lines += [f"3 {a} {b} {c}\n" for a, b, c in triangles]
+    return "".join(lines)

@@ -192,8 +192,8 @@ def same_label(rows: Array, columns: Array) -> Array:
     return equal(rows[:, 0], columns[:, 0]) & ~same_row(rows, columns)
 
 
-def look_up(rows: Array, columns: Array) -> Array:
-    """Columns of the rows of a matrix."""
+def entries(rows: Array, columns: Array) -> Array:
+    """Columns [m] of the rows [n, ...] of a matrix, [n, m]."""
     return rows[:, columns]
 
 
@@ -218,4 +218,4 @@ def same_class(row_labels: np.ndarray, column_labels: np.ndarray, self_match: bo
 
 def by_matrix(matrix: np.ndarray) -> Relevance:
     """Relevance given as a boolean matrix [n, m]."""
-    return Relevance(np.asarray(matrix, bool), np.arange(matrix.shape[1], dtype=np.int32), look_up)
+    return Relevance(np.asarray(matrix, bool), np.arange(matrix.shape[1], dtype=np.int32), entries)

@@ -47,7 +47,7 @@ class Config:
     max_caption_words: int = 0
     """Most words of a question's captions that "concat" reads, the best captions first; 0 is all.
     Attention costs the square of what is read, pads included: most captions are far shorter than
-    the longest one."""
+    the longest one. A caption's picture, where readers get it, counts as a word."""
     grid: bool = True
     """Tells image tokens where in a square grid they are; False for detected regions."""
     tower_widths: tuple[int, int, int] = (48, 128, 256)

@@ -25,7 +25,7 @@ from jcmr.data.records import Arrays, stack, take
 from jcmr.data.text import SPECIAL
 from jcmr.eval.embed import embed
 from jcmr.index.live import Index, open_index, refresh
-from jcmr.index.snapshot import make_snapshot
+from jcmr.index.snapshot import make_snapshot, unit_rows
 from jcmr.index.store import Store
 from jcmr.models import reader
 from jcmr.serve.items import make_read
@@ -280,7 +280,8 @@ class Library:
         names = {index: word for word, index in self.vocabulary.items()}
         ids: np.ndarray = getattr(examples, "text")  # noqa: B009
         said = [" ".join(names[i] for i in row.tolist() if i >= len(SPECIAL)) for row in ids]
-        return unit(unit(pictures) + weight * unit(self.retriever.questions(said)))
+        questions = unit_rows(self.retriever.questions(said))
+        return unit_rows(unit_rows(pictures) + weight * questions)
 
     def with_tower(self, variables: Variables) -> Variables:
         """A reader's fresh variables, with the retriever's image tower if config.lookup says so."""
@@ -389,12 +390,6 @@ class Library:
         if pictures not in self.of_pictures:
             self.of_pictures[pictures] = self.retriever.vectors(pictures, "image")
         return self.of_pictures[pictures]
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Rows of x at length 1, and 0 where they are 0."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norm > 0, norm, 1)
 
 
 def from_oracle(rows: np.ndarray, num: int) -> Hits:
