@@ -16,7 +16,7 @@ from benchmarks.timing import Case, Scale, baseline, jitted
 from jcmr.ops import cross_attention as ca
 
 WORDS, REGIONS = 14, 36
-SMOOTH, CHUNK = 9.0, 4
+SMOOTH, CHUNK = 9.0, 8
 BARS = {1: 20.0, 2: 20.0, 3: 8.0}
 """Steps -> how many times the speed of the loop."""
 SIZES = {"dry": (3, 2, 16), "cpu": (16, 8, 1024), "gpu": (1000, 5000, 1024)}

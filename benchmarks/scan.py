@@ -11,7 +11,7 @@ from jcmr.ops import cross_attention as ca
 
 SIZES = {
     "dry": (4, 6, 5, 16),
-    "cpu": (100, 100, 36, 256),
+    "cpu": (100, 500, 36, 256),
     "gpu": (1000, 5000, 36, 1024),
 }
 """(images, captions, regions, dimensions)."""
@@ -33,7 +33,7 @@ def make_sets(n: int, m: int, regions: int, d: int) -> tuple[np.ndarray, np.ndar
 def score(images, words, mask):
     """Everything from the fragments on, so also what is made once per item."""
     regions = ca.make_fragments(images, jnp.ones(images.shape[:2], bool))
-    return ca.score_tile(regions, ca.make_fragments(words, mask), {"t2i": None}, HOW, chunk=20)
+    return ca.score_tile(regions, ca.make_fragments(words, mask), {"t2i": None}, HOW, chunk=50)
 
 
 def cases(scale: Scale) -> Iterator[Case]:

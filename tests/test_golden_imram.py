@@ -76,7 +76,7 @@ def test_attention(golden: Path, direction):
         everything = jnp.ones((len(query), 1), bool), jnp.ones((1, len(context)), bool)
         logits = (context @ query.T)[None, :, :, None]
         raw = ca.normalise_logits(logits, everything[0], how.norm)
-        return ca.attend(logits, *everything, how)[0, ..., 0].T @ context, raw[0, ..., 0]
+        return ca.attend(ca.weigh(logits, *everything, how))[0, ..., 0].T @ context, raw[0, ..., 0]
 
     def total(query, context):
         weighted, raw = jax.vmap(attended)(query, context)

@@ -213,8 +213,9 @@ def test_padding_and_chunks_do_not_matter(case):
         ca.Fragments(
             spoil(side.tokens, side.mask),
             side.mask,
+            spoil(side.norm, side.mask),
             spoil(spoil(side.gram, side.mask).mT, side.mask).mT,
-            spoil(side.as_query, side.mask),
+            tuple(spoil(x, side.mask) for x in side.as_query),
             spoil(side.as_context, side.mask),
         )
         for side in (images, captions)
@@ -223,6 +224,39 @@ def test_padding_and_chunks_do_not_matter(case):
     order = np.array([4, 2, 8, 0, 1, 3, 7, 5, 6])
     turned = jax.tree.map(lambda x: x[order], captions)
     np.testing.assert_allclose(SCORE(images, turned, gates, HOW, 4), expected[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_blocks_of_images_do_not_matter(case, steps, monkeypatch):
+    """Scores and gradients are those of all images at once, whatever fits into the cache."""
+    _, gates, (images, captions) = case
+    gates, captions = gates if steps > 1 else dict.fromkeys(gates), ca.cut(captions, 5)
+
+    def run(rows):
+        monkeypatch.setattr(ca, "rows_at_once", lambda *_: rows)
+
+        def total(images, captions, gates):
+            scores = ca.score_tile(images, captions, gates, ca.Matching(steps), 4)
+            return (scores**2).sum(), scores
+
+        grad = jax.grad(total, (0, 1, 2), has_aux=True, allow_int=True)
+        return jax.jit(grad)(images, captions, gates)
+
+    expected, found = run(3), run(2)
+    assert np.isfinite(expected[1]).all()
+    floats = lambda tree: [x for x in jax.tree.leaves(tree) if x.dtype == np.float32]
+    for a, b in zip(floats(found), floats(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5 * max(1.0, float(np.abs(b).max())))
+
+
+def test_blocks_of_images_fit_the_cache(case, monkeypatch):
+    """One image a core at least, all where they fit."""
+    _, gates, (images, captions) = case
+    monkeypatch.setattr(ca.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(ca, "CACHE", 1)
+    assert ca.rows_at_once(images, captions, gates, 4) == 2
+    monkeypatch.setattr(ca, "CACHE", 1 << 30)
+    assert ca.rows_at_once(images, captions, gates, 4) == len(images.mask)
 
 
 @pytest.mark.parametrize("aggregate", ca.AGGREGATES)

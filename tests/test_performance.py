@@ -117,9 +117,9 @@ def scoring_work(images=8, captions=8, words=16, steps=3, d=32):
     """FLOPs of scoring, without what is made once per item."""
 
     def fragments(n, t):
-        gates = (shape(n, t, 2 * d),) * 2 if steps > 1 else (None, None)
+        gates = ((shape(n, t, d),) * 2, shape(n, t, 2 * d)) if steps > 1 else (None, None)
         mask = jax.ShapeDtypeStruct((n, t), bool)
-        return ca.Fragments(shape(n, t, d), mask, shape(n, t, t), *gates)
+        return ca.Fragments(shape(n, t, d), mask, shape(n, t), shape(n, t, t), *gates)
 
     gate = ca.Gate(shape(d, 2 * d), shape(d, 2 * d), shape(2 * d)) if steps > 1 else None
     function = functools.partial(ca.score_tile, how=ca.Matching(steps), chunk=4)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax import numpy as jnp
 
 from jcmr.core.types import Array
 
@@ -74,3 +75,21 @@ def map_over_chunks(function: Callable[[Any], tuple[Any, Any]], rows: Any, chunk
     outputs, averages = lax.map(jax.checkpoint(function), blocks)
     joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
     return joined, jax.tree.map(lambda x: x.mean(0), averages)
+
+
+def in_blocks(items: Any, size: int) -> Any:
+    """Leaves [n, ...] as [k, b, ...], b <= size, blocks of one size filled up with the last item.
+
+    >>> in_blocks(jax.numpy.arange(5), 3).tolist()
+    [[0, 1, 2], [3, 4, 4]]
+    """
+    num = len(jax.tree.leaves(items)[0])
+    blocks = -(-num // size)
+    each = -(-num // blocks)
+
+    def fill(x: Array) -> Array:
+        missing = [(0, blocks * each - num)] + [(0, 0)] * (x.ndim - 1)
+        filled = jnp.pad(x, missing, mode="edge") if blocks * each > num else x
+        return filled.reshape(blocks, each, *x.shape[1:])
+
+    return jax.tree.map(fill, items)

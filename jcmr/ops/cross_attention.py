@@ -9,13 +9,16 @@ query fragment, pair and step, and multiplies its concatenation with the query. 
 - all cosines come from one product of all words with all regions, of both directions and all steps:
   w_i . c_i = sum_j a_ij (w_i . v_j) for the attended vector c_i = sum_j a_ij v_j;
 - |c_i|^2 = a_i G a_i with the context's Gram matrix G, once per item;
+- a cosine does not depend on the length of c_i, so attention need not add up to 1 for it;
 - the gate's product splits, W [q; c] = W_q q + sum_j a_ij (W_c v_j), and W_c v_j and the first
   step's W_q q are made once per item;
 - nothing is gated after the last step.
 """
 
+import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +27,18 @@ from jax import lax
 from jcmr.core.dtypes import HIGHEST
 from jcmr.core.types import Array
 from jcmr.ops.attention import masked_softmax
+from jcmr.ops.chunks import in_blocks
 
 EPS = 1e-8
-BUCKETS = (12, 16, 24, 48)
-"""Lengths that captions are cut to; each is a program of its own to compile."""
+BUCKETS = (10, 12, 14, 16, 20, 24, 32, 48)
+"""Lengths that captions are cut to."""
+CACHE = 2 << 20
+"""Bytes a core of the largest array of pairs that are scored at once on a CPU: so it stays in the
+cache."""
 NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
-BOUNDED, LARGEST = ("clipped_l2norm", "l2norm", "softmax"), 64.0
+BOUNDED, LARGEST = ("clipped_l2norm", "l2norm", "softmax"), 32.0
 """Norms after which no logit exceeds 1 in size. Times a `smooth` of at most LARGEST they have an
-exponential in float32 as they are, so that no pass is spent on the largest of them."""
+exponential in float32 as they are, and its square too, so that no pass is spent on the largest."""
 AGGREGATES = ("mean", "sum", "max", "lse")
 
 
@@ -42,10 +49,13 @@ class Fragments(NamedTuple):
     """[n, t, d]."""
     mask: Array
     """[n, t], True = real."""
+    norm: Array
+    """[n, t], lengths of the tokens."""
     gram: Array
     """[n, t, t], tokens times tokens."""
-    as_query: Array | None = None
-    """[n, t, 2d], gate inputs of the first step; None where there is one step only."""
+    as_query: tuple[Array, Array] | None = None
+    """[n, t, d] each, inputs of the first step to what is new and what stays; None where there is
+    one step only. Apart, as XLA does not vectorise what takes two parts of one slice on a CPU."""
     as_context: Array | None = None
     """[n, t, 2d], what each token adds to the gate inputs of the other side."""
 
@@ -147,11 +157,23 @@ def make_fragments(
     return Fragments(
         tokens,
         mask,
+        safe_sqrt(jnp.sum(tokens * tokens, axis=-1)),
         product(tokens, tokens.mT, "float32"),
-        as_query and product(tokens, as_query.query_kernel, dtype) + as_query.bias,
+        as_query and gate_inputs(tokens, as_query, dtype),
         # Nothing but an input of products, so it can be kept as they take it.
         as_context and narrow(product(tokens, as_context.context_kernel, dtype), dtype),
     )
+
+
+def gate_inputs(memory: Array, gate: Gate, dtype: str) -> tuple[Array, Array]:
+    """What a memory [..., d] gives to what is new and to what stays, [..., d] each.
+
+    >>> gate = Gate(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.array([0.0, 1.0]))
+    >>> [x.tolist() for x in gate_inputs(jnp.ones((1, 1)), gate, 'float32')]
+    [[[1.0]], [[2.0]]]
+    """
+    new, kept = jnp.split(product(memory, gate.query_kernel, dtype) + gate.bias, 2, axis=-1)
+    return new, kept
 
 
 def normalise_logits(logits: Array, query_mask: Array, norm: str) -> Array:
@@ -171,8 +193,8 @@ def normalise_logits(logits: Array, query_mask: Array, norm: str) -> Array:
     return logits
 
 
-def attend(logits: Array, query_mask: Array, context_mask: Array, how: Matching) -> Array:
-    """Attention [n, c, q, m] of each query fragment over the real fragments of each context.
+def weigh(logits: Array, query_mask: Array, context_mask: Array, how: Matching) -> Array:
+    """Attention [n, c, q, m] of each query fragment over real contexts, up to a factor of its own.
 
     Args:
       logits: [n, c, q, m], products of context and query.
@@ -181,14 +203,22 @@ def attend(logits: Array, query_mask: Array, context_mask: Array, how: Matching)
       how: norm and smooth are read.
 
     >>> query, context = jnp.ones((1, 1), bool), jnp.ones((1, 2), bool)
-    >>> attend(jnp.zeros((1, 2, 1, 1)), query, context, Matching()).ravel().tolist()
-    [0.5, 0.5]
+    >>> weigh(jnp.zeros((1, 2, 1, 1)), query, context, Matching()).ravel().tolist()
+    [1.0, 1.0]
     """
     logits = how.smooth * normalise_logits(logits, query_mask, how.norm)
     mask = context_mask[..., None, None]
-    if how.norm not in BOUNDED or how.smooth > LARGEST:
-        return masked_softmax(logits, mask, axis=1)
-    weights = jnp.where(mask, jnp.exp(logits), 0.0)
+    if how.norm in BOUNDED and how.smooth <= LARGEST:
+        return jnp.where(mask, jnp.exp(logits), 0.0)
+    return masked_softmax(logits, mask, axis=1)
+
+
+def attend(weights: Array) -> Array:
+    """Attention [n, c, q, m] that adds up to 1 over contexts, or to 0 where there are none.
+
+    >>> attend(jnp.ones((1, 2, 1, 1))).ravel().tolist()
+    [0.5, 0.5]
+    """
     total = jnp.sum(weights, axis=1, keepdims=True)
     return weights / jnp.where(total > 0, total, 1.0)
 
@@ -197,7 +227,7 @@ def attended_cosine(weights: Array, dots: Array, gram: Array, norm: Array) -> Ar
     """Cosine of each query fragment with what it attends to, [n, q, m].
 
     Args:
-      weights: [n, c, q, m].
+      weights: [n, c, q, m], attention up to a factor of each query fragment.
       dots: [n, c, q, m], products of the original fragments.
       gram: [n, c, c], of the contexts.
       norm: [q, m], lengths of the query's fragments.
@@ -231,13 +261,39 @@ def aggregate(cosines: Array, mask: Array, how: Matching) -> Array:
     return total / jnp.maximum(number, 1) if how.aggregate == "mean" else total
 
 
-def distil(memory: Array, inputs: Array, how: Matching) -> Array:
-    """The memory [q, d] of the next step from gate inputs [q, 2d].
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def repeat(x: Array, times: int) -> Array:
+    """X [1, ...] as [times, ...]; its gradient is a product.
 
-    >>> distil(jnp.ones((1, 2)), jnp.zeros((1, 4)), Matching()).shape
-    (1, 2)
+    XLA adds up wide arrays over their first axis at a fiftieth of that speed on a CPU.
+
+    >>> repeat(jnp.ones((1, 2)), 3).shape, jax.grad(lambda x: repeat(x, 3).sum())(jnp.ones((1, 1)))
+    ((3, 2), Array([[3.]], dtype=float32))
     """
-    new, kept = jnp.split(inputs, 2, axis=-1)
+    return jnp.broadcast_to(x, (times, *x.shape[1:]))
+
+
+def repeat_forward(x: Array, times: int) -> tuple[Array, None]:
+    """`repeat`, and nothing to keep."""
+    return repeat(x, times), None
+
+
+def repeat_backward(times: int, _: None, grad: Array) -> tuple[Array]:
+    """The sum over the repeated axis."""
+    ones = jnp.ones((1, times), grad.dtype)
+    total = jnp.matmul(ones, grad.reshape(times, -1), precision=HIGHEST)
+    return (total.reshape(1, *grad.shape[1:]),)
+
+
+repeat.defvjp(repeat_forward, repeat_backward)
+
+
+def distil(memory: Array, new: Array, kept: Array, how: Matching) -> Array:
+    """The memory [q, d] of the next step from gate inputs [q, d] to what is new and what stays.
+
+    >>> distil(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros((1, 2)), Matching()).tolist()
+    [[0.5, 0.5]]
+    """
     kept = jax.nn.sigmoid(kept)
     memory = kept * memory + (1 - kept) * jnp.tanh(new)
     return l2_normalise(memory) if how.renormalise else memory
@@ -267,32 +323,34 @@ def match_direction(
     ((1, 1, 1), (1, 1, 2, 2, 1))
     """
     query_mask = query.mask.T
-    norm = safe_sqrt(jnp.diagonal(query.gram, axis1=1, axis2=2)).T
     last = lambda x: jnp.swapaxes(x, 0, 1)[None]  # [m, q, d] -> [1, q, m, d]
     memory, logits = last(query.tokens), dots
-    inputs = None if query.as_query is None else last(query.as_query)
+    inputs = jax.tree.map(last, query.as_query)
     scores, attention = [], []
 
     @jax.checkpoint
-    def refine(memory: Array, inputs: Array | None, weights: Array) -> tuple[Array, Array]:
+    def refine(memory: Array, inputs: Any, weights: Array) -> tuple[Array, Array]:
         """The next memory [n, q, m, d] and its logits."""
         assert gate is not None and context.as_context is not None
-        if inputs is None:
-            inputs = product(memory, gate.query_kernel, how.dtype) + gate.bias
         n, c, q, m = weights.shape
+        if inputs is None:
+            inputs = gate_inputs(memory, gate, how.dtype)
+        else:
+            memory, inputs = jax.tree.map(lambda x: repeat(x, n), (memory, inputs))
         added = product(weights.reshape(n, c, q * m).mT, context.as_context, how.dtype)
-        memory = distil(memory, inputs + added.reshape(n, q, m, -1), how)
+        new, kept = jnp.split(added.reshape(n, q, m, -1), 2, axis=-1)
+        memory = distil(memory, inputs[0] + new, inputs[1] + kept, how)
         attending = l2_normalise(memory) if how.cosine else memory
         flat = attending.reshape(n, q * m, -1)
         return memory, product(context.tokens, flat.mT, how.dtype).reshape(weights.shape)
 
     for step in range(how.steps):
-        weights = attend(logits, query_mask, context.mask, how)
-        cosines = attended_cosine(weights, dots, context.gram, norm)
+        weights = weigh(logits, query_mask, context.mask, how)
+        cosines = attended_cosine(weights, dots, context.gram, query.norm.T)
         scores.append(aggregate(cosines, query_mask, how))
-        attention.append(weights)
+        attention.append(attend(weights))
         if step + 1 < how.steps:
-            memory, logits = refine(memory, inputs, weights)
+            memory, logits = refine(memory, inputs, attention[-1])
             inputs = None
     return jnp.stack(scores), jnp.stack(attention)
 
@@ -356,6 +414,18 @@ def score_pairs(images: Fragments, captions: Fragments, gates: Gates, how: Match
     return sum(turned, start=jnp.zeros(()))
 
 
+def cut_lengths(longest: int, steps: int) -> tuple[int, ...]:
+    """Those of `BUCKETS` that pay where captions have up to `longest` words, and `longest`.
+
+    Each is a program of its own to compile, which takes long where there are several steps.
+
+    >>> cut_lengths(16, 1), cut_lengths(16, 2)
+    ((10, 12, 14, 16), (12, 16))
+    """
+    sizes, most = (BUCKETS, 0.9) if steps == 1 else (BUCKETS[1::2], 0.8)
+    return (*(size for size in sizes if size < most * longest), longest)
+
+
 def cut(captions: Fragments, length: int) -> Fragments:
     """The first `length` words of each caption.
 
@@ -363,20 +433,31 @@ def cut(captions: Fragments, length: int) -> Fragments:
     >>> cut(words, 3).tokens.shape
     (1, 3, 2)
     """
-    tokens, mask, gram, as_query, as_context = captions
-    return Fragments(
-        tokens[:, :length],
-        mask[:, :length],
-        gram[:, :length, :length],
-        None if as_query is None else as_query[:, :length],
-        None if as_context is None else as_context[:, :length],
-    )
+    shorter = jax.tree.map(lambda x: x[:, :length], captions)
+    return shorter._replace(gram=shorter.gram[:, :, :length])
+
+
+def rows_at_once(images: Fragments, captions: Fragments, gates: Gates, chunk: int) -> int:
+    """How many images are scored with `chunk` captions at once: all, but on a CPU.
+
+    >>> x = make_fragments(jnp.ones((9, 1, 2)), jnp.ones((9, 1), bool))
+    >>> rows_at_once(x, x, {'t2i': None}, chunk=1)
+    9
+    """
+    (n, r, d), t = images.tokens.shape, captions.tokens.shape[1]
+    if jax.default_backend() != "cpu":
+        return n
+    queries = {"t2i": t, "i2t": r}
+    gated = [2 * d * queries[name] for name, gate in gates.items() if gate is not None]
+    cores = os.cpu_count() or 1
+    fitting = CACHE // (4 * chunk * max(r * t, *gated, 1))  # float32
+    return min(n, cores * max(1, fitting))
 
 
 def score_tile(
     images: Fragments, captions: Fragments, gates: Gates, how: Matching, chunk: int
 ) -> Array:
-    """Scores [n, m], `chunk` captions at a time against all images.
+    """Scores [n, m], `chunk` captions at a time against all images, on a CPU against some.
 
     Captions are taken in the order of their lengths, and each chunk is cut to the shortest of
     `BUCKETS` that holds it, as cost grows with the padded length. The gradient recomputes a chunk
@@ -393,21 +474,27 @@ def score_tile(
     >>> score_tile(x, x, {'t2i': None}, Matching(), chunk=1).round(3).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    num, longest = captions.mask.shape
+    (num, longest), num_images = captions.mask.shape, len(images.mask)
     chunk = min(chunk, num)
     lengths = jnp.max(jnp.where(captions.mask, jnp.arange(1, longest + 1), 0), axis=1)
     order = jnp.argsort(lengths)
     filled = jnp.pad(order, (0, -num % chunk), mode="edge")
     chunks = jax.tree.map(lambda x: x[filled].reshape(-1, chunk, *x.shape[1:]), captions)
-    sizes = (*(size for size in BUCKETS if size < 0.8 * longest), longest)
+    sizes = cut_lengths(longest, how.steps)
+    rows = rows_at_once(images, captions, gates, chunk)
+
+    blocks = in_blocks(images, rows)
+
+    def score_blocks(captions: Fragments) -> Array:
+        if rows >= num_images:
+            return score_pairs(images, captions, gates, how).T
+        scores = lax.map(lambda block: score_pairs(block, captions, gates, how), blocks)
+        return scores.reshape(-1, chunk)[:num_images].T
 
     @jax.checkpoint
     def score_chunk(part: tuple[Fragments, Array]) -> Array:
         captions, length = part
-        branches = [
-            lambda captions, size=size: score_pairs(images, cut(captions, size), gates, how).T
-            for size in sizes
-        ]
+        branches = [lambda captions, size=size: score_blocks(cut(captions, size)) for size in sizes]
         bucket = jnp.searchsorted(jnp.asarray(sizes), length)
         return lax.switch(bucket, branches, captions)
 
