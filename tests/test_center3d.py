@@ -12,6 +12,7 @@ from jcmr.models.encoders.dgcnn import EdgeConv
 from jcmr.models.encoders.meshnet import FaceKernel
 from jcmr.models.encoders.norm import BatchNorm
 from jcmr.ops import neighbors
+from jcmr.ops.largest import largest
 from tests.test_pcme import make_step
 
 # Maxima over neighbours stand on edges that rounding decides.
@@ -228,9 +229,9 @@ def test_many_clouds_are_compared_a_few_at_a_time(monkeypatch):
 def test_largest_is_top_k(n, k):
     """Also of equal scores, and of rows whose length is no multiple of a group's."""
     scores = jnp.asarray(np.random.default_rng(0).integers(-9, 1, (30, n)), jnp.float32)
-    found = jax.jit(neighbors.largest, static_argnums=1)(scores, k)
+    found = jax.jit(largest, static_argnums=1)(scores, k)
     np.testing.assert_array_equal(found, jax.lax.top_k(scores, k)[1])
-    lost = neighbors.largest(scores.at[0].set(jnp.nan), k)
+    lost = largest(scores.at[0].set(jnp.nan), k)
     assert ((lost >= 0) & (lost < n)).all()  # places of rows, as others take what lies there
 
 

@@ -242,7 +242,7 @@ def test_blocks_of_images_do_not_matter(case, steps, monkeypatch):
         grad = jax.grad(total, (0, 1, 2), has_aux=True, allow_int=True)
         return jax.jit(grad)(images, captions, gates)
 
-    expected, found = run(3), run(2)
+    expected, found = run(None), run(2)
     assert np.isfinite(expected[1]).all()
     floats = lambda tree: [x for x in jax.tree.leaves(tree) if x.dtype == np.float32]
     for a, b in zip(floats(found), floats(expected), strict=True):
@@ -256,7 +256,7 @@ def test_blocks_of_images_fit_the_cache(case, monkeypatch):
     monkeypatch.setattr(ca, "CACHE", 1)
     assert ca.rows_at_once(images, captions, gates, 4) == 2
     monkeypatch.setattr(ca, "CACHE", 1 << 30)
-    assert ca.rows_at_once(images, captions, gates, 4) == len(images.mask)
+    assert ca.rows_at_once(images, captions, gates, 4) is None
 
 
 @pytest.mark.parametrize("aggregate", ca.AGGREGATES)

@@ -19,6 +19,7 @@ from jcmr.index.__main__ import main
 from jcmr.index.live import Index, open_index, refresh
 from jcmr.index.snapshot import add, make_snapshot, merge, remove
 from jcmr.index.store import FILES, Store
+from jcmr.ops.largest import MANY, top_places
 from jcmr.ops.topk import TopK, merge_tile
 
 ONE, EIGHT = (parallel.make_mesh(jax.devices()[:n]) for n in (1, 8))
@@ -55,6 +56,16 @@ def test_tiles_merge_to_the_top_k_of_everything_with_its_order_of_ties(num, size
     top, places = lax.top_k(np.concatenate(list(masked), axis=1), k)
     np.testing.assert_array_equal(best.scores, top)
     np.testing.assert_array_equal(best.payload, places)
+
+
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize("finite", [40, 3])
+def test_largest_of_many_rows_are_those_of_a_sort(k, finite):
+    """Of equal ones the first, also where fewer than k are finite."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 3, (MANY, 40)).astype(np.float32)
+    scores[:, rng.permutation(40)[finite:]] = -np.inf
+    np.testing.assert_array_equal(top_places(scores, k), jax.lax.top_k(scores, k)[1])
 
 
 @pytest.fixture(scope="module")

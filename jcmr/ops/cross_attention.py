@@ -437,21 +437,21 @@ def cut(captions: Fragments, length: int) -> Fragments:
     return shorter._replace(gram=shorter.gram[:, :, :length])
 
 
-def rows_at_once(images: Fragments, captions: Fragments, gates: Gates, chunk: int) -> int:
-    """How many images are scored with `chunk` captions at once: all, but on a CPU.
+def rows_at_once(images: Fragments, captions: Fragments, gates: Gates, chunk: int) -> int | None:
+    """How many images are scored with `chunk` captions at once on a CPU; None for all.
 
     >>> x = make_fragments(jnp.ones((9, 1, 2)), jnp.ones((9, 1), bool))
-    >>> rows_at_once(x, x, {'t2i': None}, chunk=1)
-    9
+    >>> rows_at_once(x, x, {'t2i': None}, chunk=1) is None
+    True
     """
     (n, r, d), t = images.tokens.shape, captions.tokens.shape[1]
-    if jax.default_backend() != "cpu":
-        return n
+    if jax.default_backend() != "cpu" or not isinstance(n, int):  # exported for any number
+        return None
     queries = {"t2i": t, "i2t": r}
     gated = [2 * d * queries[name] for name, gate in gates.items() if gate is not None]
-    cores = os.cpu_count() or 1
     fitting = CACHE // (4 * chunk * max(r * t, *gated, 1))  # float32
-    return min(n, cores * max(1, fitting))
+    rows = max(fitting, 1) * (os.cpu_count() or 1)
+    return rows if rows < n else None
 
 
 def score_tile(
@@ -474,7 +474,7 @@ def score_tile(
     >>> score_tile(x, x, {'t2i': None}, Matching(), chunk=1).round(3).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    (num, longest), num_images = captions.mask.shape, len(images.mask)
+    (num, longest), num_images = captions.mask.shape, images.mask.shape[0]
     chunk = min(chunk, num)
     lengths = jnp.max(jnp.where(captions.mask, jnp.arange(1, longest + 1), 0), axis=1)
     order = jnp.argsort(lengths)
@@ -482,11 +482,10 @@ def score_tile(
     chunks = jax.tree.map(lambda x: x[filled].reshape(-1, chunk, *x.shape[1:]), captions)
     sizes = cut_lengths(longest, how.steps)
     rows = rows_at_once(images, captions, gates, chunk)
-
-    blocks = in_blocks(images, rows)
+    blocks = None if rows is None else in_blocks(images, rows)
 
     def score_blocks(captions: Fragments) -> Array:
-        if rows >= num_images:
+        if blocks is None:
             return score_pairs(images, captions, gates, how).T
         scores = lax.map(lambda block: score_pairs(block, captions, gates, how), blocks)
         return scores.reshape(-1, chunk)[:num_images].T

@@ -10,11 +10,10 @@ from jax import lax
 
 from jcmr.core.dtypes import HIGHEST
 from jcmr.core.types import Array
+from jcmr.ops.largest import largest
 
 SCORES_AT_ONCE = 1 << 24
 """Pairs of points that are compared at a time: 64 MiB in float32, 16 clouds of 1,024 points."""
-GROUP = 1 << 4
-"""Scores of a row whose maximum is kept on a CPU: what is looked at again when it is taken."""
 
 
 def nearness(x: Array) -> Array:
@@ -30,48 +29,6 @@ def nearness(x: Array) -> Array:
     squared = jnp.sum(x * x, axis=-1)
     dot = jnp.einsum("bnd,bmd->bnm", x, x, precision=HIGHEST)
     return 2 * dot - squared[:, None, :] - squared[:, :, None]
-
-
-def first_largest(x: Array) -> Array:
-    """`argmax` along the first axis, int32, in vector instructions on a CPU; the last of NaNs.
-
-    >>> first_largest(jnp.array([[1.0, 0.0], [1.0, 2.0]])).tolist()
-    [0, 1]
-    """
-    place = lax.broadcasted_iota(jnp.int32, x.shape, 0)
-    return jnp.min(jnp.where(x == x.max(axis=0), place, len(x) - 1), axis=0)
-
-
-def largest(scores: Array, k: int) -> Array:
-    """Places of the k largest of each row, int32 [n, k], in the order of `lax.top_k`.
-
-    For a CPU, where that sorts row by row. Here all rows take their largest k times: from the
-    maxima of groups, of which each time that of a single group changes.
-
-    Args:
-      scores: [n, m].
-      k: at most m.
-
-    >>> largest(jnp.array([[0.0, 2.0, 1.0, 2.0]]), 3).tolist()
-    [[1, 3, 2]]
-    """
-    n, m = scores.shape
-    scores = jnp.pad(scores, ((0, 0), (0, -m % GROUP)), constant_values=-jnp.inf)
-    scores = scores.reshape(n, -1, GROUP)
-    row = jnp.arange(n, dtype=jnp.int32)
-
-    def take(left: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        scores, best = left  # [n, groups, GROUP] and [groups, n]: rows are the lanes of vectors
-        group = first_largest(best)
-        members = scores.at[row, group].get(mode="promise_in_bounds").T
-        place = first_largest(members)
-        others = jnp.where(jnp.arange(GROUP)[:, None] == place, -jnp.inf, members)
-        scores = scores.at[row, group, place].set(-jnp.inf, mode="promise_in_bounds")
-        best = best.at[group, row].set(others.max(axis=0), mode="promise_in_bounds")
-        return (scores, best), group * GROUP + place
-
-    places = lax.scan(take, (scores, scores.max(axis=-1).T), length=k)[1]
-    return jnp.minimum(places.T, m - 1)  # NaNs could lead to what was padded
 
 
 def nearest(x: Array, k: int) -> Array:
