@@ -273,19 +273,17 @@ def repeat(x: Array, times: int) -> Array:
     return jnp.broadcast_to(x, (times, *x.shape[1:]))
 
 
-def repeat_forward(x: Array, times: int) -> tuple[Array, None]:
-    """`repeat`, and nothing to keep."""
+def _forward(x: Array, times: int) -> tuple[Array, None]:
     return repeat(x, times), None
 
 
-def repeat_backward(times: int, _: None, grad: Array) -> tuple[Array]:
-    """The sum over the repeated axis."""
+def _backward(times: int, _: None, grad: Array) -> tuple[Array]:
     ones = jnp.ones((1, times), grad.dtype)
     total = jnp.matmul(ones, grad.reshape(times, -1), precision=HIGHEST)
     return (total.reshape(1, *grad.shape[1:]),)
 
 
-repeat.defvjp(repeat_forward, repeat_backward)
+repeat.defvjp(_forward, _backward)
 
 
 def distil(memory: Array, new: Array, kept: Array, how: Matching) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcmr.core.types import Array
-from jcmr.ops.largest import top_places
+from jcmr.ops.largest import top_k
 
 
 class TopK(NamedTuple):
@@ -35,12 +35,11 @@ def merge_topk(best: TopK, scores: Array, payload: Any) -> TopK:
     [[4, 8]]
     """
     both = jnp.concatenate([best.scores, scores], axis=1)
-    index = top_places(both, best.scores.shape[1])
+    top, index = top_k(both, best.scores.shape[1])
 
     def pick(old: Array, new: Array) -> Array:
         return jnp.take_along_axis(jnp.concatenate([old, new], axis=1), index, axis=1)
 
-    top = jnp.take_along_axis(both, index, axis=1)
     return TopK(top, jax.tree.map(pick, best.payload, payload))
 
 
@@ -90,7 +89,7 @@ def merge_tile(best: TopK, scores: Array, allowed: Array, first: Array | int) ->
         def merge(best: TopK) -> TopK:
             rows = jnp.nonzero(gains, size=count, fill_value=num)[0]
             inside = jnp.minimum(rows, num - 1)
-            groups = jnp.sort(top_places(maxima[inside], k), axis=1)
+            groups = jnp.sort(top_k(maxima[inside], k)[1], axis=1)
             columns = (groups[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(count, k * GROUP)
             # Masked again, for keeping the masked tile would cost another pass over it.
             kept = jnp.where(allowed[columns], scores[inside[:, None], columns], -jnp.inf)
