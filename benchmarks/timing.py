@@ -102,8 +102,8 @@ CLOCKS: Mapping[str, Callable[[], float]] = {
 what "wall" would say on a quiet one; on several it hides how well they are used."""
 
 
-SHORT = 0.1
-"""Seconds; a call that takes less is measured several times in each round."""
+SHORT, LONG = 0.1, 0.5
+"""Seconds: calls of less than LONG are measured after one of their own, as many as fit SHORT."""
 
 
 def seconds(run: Callable[[], Any], clock: str = "wall") -> float:
@@ -115,14 +115,13 @@ def seconds(run: Callable[[], Any], clock: str = "wall") -> float:
 
 
 def settled_seconds(run: Callable[[], Any], clock: str = "wall") -> float:
-    """Of one call, or where that is short the median of the calls after it, within a tenth of a
-    second.
+    """Of one call, or where that is short the median of the calls after it.
 
     A short call takes up to half as long again after another contender: as that left the caches
     and the threads. Some more pass until the memory that it frees is kept for the next one.
     """
     first = seconds(run, clock)
-    if first > SHORT:
+    if first > LONG:
         return first
     further = min(max(int(SHORT / first), 1), 20)
     return statistics.median(seconds(run, clock) for _ in range(further))
