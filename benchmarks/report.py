@@ -363,8 +363,8 @@ def main() -> None:
         "# Benchmarks",
         "Written by `python -m benchmarks.report` from `benchmarks/results/*.jsonl`; nothing here "
         "is typed by hand. ± is the standard deviation over seeds. In the tables of speed, times "
-        "are medians (least to most) of rounds in turns with what is compared, and where a call is "
-        "less than 0.5 s, of one or several right after another one of its own; GFLOP counts "
+        "are medians (least to most) of rounds in turns with what is compared; a call of less than "
+        "0.5 s is timed right after one of its own, a short one several times; GFLOP counts "
         "products, MB what must be read and written; the floor is what these take at the speed "
         "that the same device reaches for a large product and a large copy.",
         "## Retrieval quality",

@@ -226,6 +226,22 @@ def test_padding_and_chunks_do_not_matter(case):
     np.testing.assert_allclose(SCORE(images, turned, gates, HOW, 4), expected[:, order], atol=1e-6)
 
 
+@pytest.mark.parametrize("smooth", [9.0, 16.0, 20.0, 60.0])
+@pytest.mark.parametrize("norm", ["clipped_l2norm", "l2norm"])
+def test_small_attention_has_its_cosine(smooth, norm):
+    """One word that points away from all regions: every logit is -smooth, and all are short."""
+    regions = 1e-2 * np.array([[1.0, 2.0, 0.5], [2.0, 1.0, 0.5]])
+    word = -1e-2 * np.array([[1.0, 1.0, 1.0]])
+    make = lambda x: ca.make_fragments(
+        jnp.asarray(x, jnp.float32)[None], jnp.ones((1, len(x)), bool)
+    )
+    image, caption = make(regions), make(word)
+    found = ca.score_pairs(image, caption, {"t2i": None}, ca.Matching(smooth=smooth, norm=norm))
+    attended = regions.mean(axis=0)
+    expected = attended @ word[0] / np.linalg.norm(attended) / np.linalg.norm(word)
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_blocks_of_images_do_not_matter(case, steps, monkeypatch):
     """Scores and gradients are those of all images at once, whatever fits into the cache."""

@@ -36,9 +36,9 @@ CACHE = 2 << 20
 """Bytes a core of the largest array of pairs that are scored at once on a CPU: so it stays in the
 cache."""
 NORMS = ("clipped_l2norm", "l2norm", "clipped", "softmax", "no_norm")
-BOUNDED, LARGEST = ("clipped_l2norm", "l2norm", "softmax"), 32.0
-"""Norms after which no logit exceeds 1 in size. Times a `smooth` of at most LARGEST they have an
-exponential in float32 as they are, and its square too, so that no pass is spent on the largest."""
+BOUNDED, LARGEST = ("clipped_l2norm", "l2norm", "softmax"), 16.0
+"""Norms after which no logit exceeds 1 in size. Two, times a `smooth` of at most LARGEST, have an
+exponential in float32, and its square too, so that no pass is spent on the largest of them."""
 AGGREGATES = ("mean", "sum", "max", "lse")
 
 
@@ -203,13 +203,14 @@ def weigh(logits: Array, query_mask: Array, context_mask: Array, how: Matching) 
       how: norm and smooth are read.
 
     >>> query, context = jnp.ones((1, 1), bool), jnp.ones((1, 2), bool)
-    >>> weigh(jnp.zeros((1, 2, 1, 1)), query, context, Matching()).ravel().tolist()
+    >>> weigh(jnp.zeros((1, 2, 1, 1)), query, context, Matching(smooth=0.0)).ravel().tolist()
     [1.0, 1.0]
     """
     logits = how.smooth * normalise_logits(logits, query_mask, how.norm)
     mask = context_mask[..., None, None]
     if how.norm in BOUNDED and how.smooth <= LARGEST:
-        return jnp.where(mask, jnp.exp(logits), 0.0)
+        # Not below 1, as EPS would hide short sums of small weights.
+        return jnp.where(mask, jnp.exp(logits + how.smooth), 0.0)
     return masked_softmax(logits, mask, axis=1)
 
 
@@ -265,7 +266,7 @@ def aggregate(cosines: Array, mask: Array, how: Matching) -> Array:
 def repeat(x: Array, times: int) -> Array:
     """X [1, ...] as [times, ...]; its gradient is a product.
 
-    XLA adds up wide arrays over their first axis at a fiftieth of that speed on a CPU.
+    XLA adds up wide arrays over their first axis far slower than that on a CPU.
 
     >>> repeat(jnp.ones((1, 2)), 3).shape, jax.grad(lambda x: repeat(x, 3).sum())(jnp.ones((1, 1)))
     ((3, 2), Array([[3.]], dtype=float32))
